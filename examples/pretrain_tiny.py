@@ -1,0 +1,104 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train the tiny Sudoku checkpoints that the package ships, from random weights, on a CPU.
+
+    python examples/pretrain_tiny.py --family llada --output_dir sudoku-llada-tiny
+    python examples/pretrain_tiny.py --family sdar --output_dir sudoku-sdar-tiny
+
+The data mixes right solutions with a systematically wrong procedure, so that greedy decoding follows the procedure
+while samples hold both: what reinforcement learning is to bring out is there, and not shown yet.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+from trl import TrlParser
+
+from trl_diffusion import DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion.models import LLaDAConfig, LLaDAModelLM, SDARConfig, SDARForCausalLM
+from trl_diffusion.tasks import character_tokenizer, pretraining_dataset
+
+
+@dataclass
+class TinyArguments:
+    """The model and its data."""
+
+    family: str = field(default="llada", metadata={"help": "Model family.", "choices": ["llada", "sdar"]})
+    num_examples: int = field(default=60_000, metadata={"help": "Rows of the training data."})
+    correct_fraction: float = field(default=0.4, metadata={"help": "Share of right solutions in the data."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
+    num_layers: int = field(default=4, metadata={"help": "Layers of the model."})
+    block_length: int = field(default=4, metadata={"help": "Attention block of the SDAR model."})
+
+
+@dataclass
+class TinyConfig(DiffusionSFTConfig):
+    """[`DiffusionSFTConfig`] with the values that the shipped checkpoints were trained with."""
+
+    max_steps: int = field(default=1400, metadata={"help": "Optimizer steps."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Puzzles per step."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=100, metadata={"help": "Warm-up steps."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Adam's second beta."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations."})
+    bf16: bool = field(default=False, metadata={"help": "bf16 autocast; the tiny models are trained in fp32."})
+    use_cpu: bool = field(default=True, metadata={"help": "Train on the CPU."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save checkpoints before the end."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between logs."})
+    report_to: str = field(default="none", metadata={"help": "Where to log."})
+
+
+def build_model(args: TinyArguments, tokenizer):
+    """A model with random weights, and the generation settings that suit the task."""
+    special = {
+        "vocab_size": len(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "max_position_embeddings": 128,
+    }
+    shape = {
+        "hidden_size": args.hidden_size,
+        "intermediate_size": 3 * args.hidden_size,
+        "num_hidden_layers": args.num_layers,
+        "num_attention_heads": 4,
+    }
+    if args.family == "llada":
+        model = LLaDAModelLM(LLaDAConfig(**special, **shape, num_key_value_heads=4))
+    else:
+        model = SDARForCausalLM(
+            SDARConfig(
+                **special,
+                **shape,
+                num_key_value_heads=2,
+                head_dim=args.hidden_size // 4,
+                block_length=args.block_length,
+            )
+        )
+    model.generation_config = DiffusionGenerationConfig(
+        max_new_tokens=17,
+        num_denoising_steps=8,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+def main():
+    args, config = TrlParser((TinyArguments, TinyConfig)).parse_args_and_config()
+    set_seed(config.seed)
+    tokenizer = character_tokenizer("01234")
+    trainer = DiffusionSFTTrainer(
+        model=build_model(args, tokenizer),
+        args=config,
+        train_dataset=pretraining_dataset(args.num_examples, args.correct_fraction, seed=config.seed),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(config.output_dir)
+
+
+if __name__ == "__main__":
+    main()

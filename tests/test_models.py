@@ -1,0 +1,184 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import DATA, golden_model, random_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from trl_diffusion.models import LLaDAConfig, SDARConfig, diffusion_model, layout_mask
+
+
+TOLERANCE = 2e-5  # of the goldens, see their README
+
+
+@pytest.fixture
+def golden(family):
+    return load_file(DATA / "models" / family / "reference.safetensors")
+
+
+def logits(model, input_ids, **kwargs):
+    with torch.no_grad():
+        return model(input_ids, **kwargs).logits
+
+
+def largest_difference(found, expected, mask=None):
+    difference = (found - expected).abs()
+    return (difference if mask is None else difference * mask[..., None]).max().item()
+
+
+def test_logits_equal_the_original_implementation(family, golden):
+    model = golden_model(family)
+    full = {} if family == "llada" else {"block_length": golden["input_ids"].size(1)}
+    assert largest_difference(logits(model, golden["input_ids"], **full), golden["logits"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("block_length", [4, 8])
+def test_block_causal_logits_equal_the_original_implementation(block_length):
+    golden = load_file(DATA / "models" / "sdar" / "reference.safetensors")
+    found = logits(golden_model("sdar"), golden["input_ids"], block_length=block_length)
+    assert largest_difference(found, golden[f"logits_block{block_length}"]) <= TOLERANCE
+
+
+def test_padded_logits_equal_those_of_single_rows(family, golden):
+    mask = golden["padded_attention_mask"]
+    found = logits(golden_model(family), golden["padded_input_ids"], attention_mask=mask)
+    expected = golden["padded_logits" if family == "llada" else "padded_logits_block4"]
+    assert largest_difference(found, expected, mask) <= TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["noisy_clean", "prompt_resp_noisy"])
+def test_noisy_layouts_equal_the_original_implementation(layout):
+    golden = load_file(DATA / "models" / "sdar" / "reference.safetensors")
+    ids, expected = golden[f"{layout}_input_ids"], golden[f"{layout}_logits"]
+    mask = golden[f"{layout}_mask"].bool()[None, None]
+    found = logits(golden_model("sdar"), ids, attention_mask=mask, position_ids=golden[f"{layout}_position_ids"])
+    length = expected.size(1)
+    found = found[:, :length] if layout == "noisy_clean" else found[:, -length:]
+    assert largest_difference(found, expected) <= TOLERANCE
+
+
+def test_layout_mask_equals_the_originals_noisy_clean_mask():
+    golden = load_file(DATA / "models" / "sdar" / "reference.safetensors")
+    expected = golden["noisy_clean_mask"].bool()
+    length = len(expected) // 2
+    blocks = torch.arange(length).repeat(2)[None] // 4
+    noisy = torch.arange(2 * length)[None] < length
+    mask = layout_mask(golden_model("sdar").config, blocks, torch.ones_like(blocks), noisy)
+    assert torch.equal(mask[0, 0], expected)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_other_backends_agree_with_sdpa(family, golden, implementation):
+    model = golden_model(family)
+    mask = golden["padded_attention_mask"]
+    expected = logits(model, golden["padded_input_ids"], attention_mask=mask)
+    model.set_attn_implementation(implementation)
+    found = logits(model, golden["padded_input_ids"], attention_mask=mask)
+    assert largest_difference(found, expected, mask) <= TOLERANCE
+
+
+def test_round_trip_is_bit_equal_and_keeps_the_hubs_names(family, tmp_path):
+    golden_model(family).save_pretrained(tmp_path)
+    before = load_file(DATA / "models" / family / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    old = json.loads((DATA / "models" / family / "config.json").read_text())
+    new = json.loads((tmp_path / "config.json").read_text())
+    assert "auto_map" not in new
+    kept = set(old) - {"auto_map", "attn_implementation", "torch_dtype", "transformers_version", "rope_scaling"}
+    assert {key: new.get(key) for key in kept} == {key: old[key] for key in kept}
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(reloaded.state_dict().values(), golden_model(family).state_dict().values(), strict=True)
+    )
+
+
+def test_remote_code_is_never_asked_for(family):
+    model = AutoModelForCausalLM.from_pretrained(DATA / "models" / family, trust_remote_code=True)
+    assert type(model).__module__.startswith("trl_diffusion.")
+
+
+def test_the_hubs_attention_choice_is_left_to_the_caller():
+    assert json.loads((DATA / "models" / "sdar" / "config.json").read_text())["attn_implementation"]
+    assert golden_model("sdar").config._attn_implementation == "sdpa"
+    eager = AutoModelForCausalLM.from_pretrained(DATA / "models" / "sdar", attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(family, tmp_path):
+    shutil.copytree(DATA / "models" / family, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in weights if "q_proj" in key)
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("field, value", [("alibi", True), ("layer_norm_type", "default"), ("rope", False)])
+def test_llada_fields_that_would_change_the_arithmetic_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        LLaDAConfig(**{field: value})
+
+
+def test_sdar_block_length_must_be_positive():
+    with pytest.raises(ValueError, match="block_length=0"):
+        SDARConfig(block_length=0)
+
+
+def test_published_sdar_configs_get_the_mask_token_of_their_tokenizer():
+    assert SDARConfig(vocab_size=151936).mask_token_id == 151669
+    assert SDARConfig(vocab_size=256).mask_token_id is None
+
+
+def test_config_round_trips_through_auto_config(family, tmp_path):
+    config = AutoConfig.from_pretrained(DATA / "models" / family)
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert {**again.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+
+
+def test_token_logits_are_the_rows_of_the_whole_forward(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids = torch.randint(3, 8, (3, 10))
+    positions = torch.rand(3, 10) < 0.4
+    with torch.no_grad():
+        found = model.token_logits(ids, positions)
+    assert torch.allclose(found, logits(model, ids)[positions], atol=1e-6)
+
+
+def test_labels_are_predicted_in_place(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids = torch.randint(3, 8, (2, 6))
+    labels = torch.full_like(ids, -100)
+    labels[0, 2], labels[1, 5] = 4, 7
+    with torch.no_grad():
+        output = model(ids, labels=labels)
+    log_probs = output.logits.log_softmax(-1)
+    expected = -(log_probs[0, 2, 4] + log_probs[1, 5, 7]) / 2
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_an_autoregressive_model_is_no_diffusion_model():
+    config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    with pytest.raises(TypeError, match="LlamaForCausalLM"):
+        diffusion_model(LlamaForCausalLM(config))
+
+
+def test_flash_attention_is_refused_for_block_masks():
+    config = SDARConfig()
+    config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        layout_mask(config, torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
+
+
+def test_full_attention_has_no_block_length(tokenizer):
+    with pytest.raises(ValueError, match="block_length=4"):
+        random_model("llada", tokenizer)(torch.randint(3, 8, (1, 4)), block_length=4)

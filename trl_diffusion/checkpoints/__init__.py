@@ -1,0 +1,23 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tiny checkpoints that come with the package: they train and generate in minutes on a CPU."""
+
+from pathlib import Path
+
+
+def tiny_checkpoint(name: str) -> Path:
+    """Folder of a tiny checkpoint, for `from_pretrained`.
+
+    Args:
+        name (`str`):
+            `"sudoku-llada-tiny"` (full attention) or `"sudoku-sdar-tiny"` (block-causal).
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    folder = Path(__file__).parent
+    names = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if name not in names:
+        raise ValueError(f"name={name!r} is not a tiny checkpoint. There are: {', '.join(names)}.")
+    return folder / name

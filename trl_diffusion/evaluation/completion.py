@@ -1,0 +1,93 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Completions of a model over a dataset."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..generation import DiffusionGenerationConfig
+from ..models import diffusion_model
+
+
+@dataclass
+class Completions:
+    """What a model wrote for a list of prompts.
+
+    Args:
+        texts (`list[str]`):
+            One completion per prompt, cut at EOS, without special tokens.
+        forward_passes (`float`):
+            Mean number of model calls per completion.
+        lengths (`list[int]`):
+            Tokens of each completion, EOS included.
+    """
+
+    texts: list[str]
+    forward_passes: float
+    lengths: list[int]
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str] | list[list[dict[str, Any]]],
+    generation_config: DiffusionGenerationConfig,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Completions:
+    """Generate one completion per prompt, in batches of prompts padded on the left.
+
+    Args:
+        model (`torch.nn.Module`):
+            A diffusion language model, with or without an adapter.
+        tokenizer:
+            Its tokenizer; conversational prompts go through its chat template.
+        prompts (`list[str]` or `list[list[dict]]`):
+            Texts, or conversations that end with the user's message.
+        generation_config ([`DiffusionGenerationConfig`]):
+            Settings. An int `seed` is taken per prompt, so that the result does not depend on `batch_size`.
+        batch_size (`int`, *optional*, defaults to 64):
+            Prompts per batch.
+        progress (`bool`, *optional*, defaults to `False`):
+            Show a progress bar.
+
+    Returns:
+        [`Completions`], in the order of the prompts.
+
+    Raises:
+        ValueError: there is no prompt, or the settings do not fit the model.
+    """
+    if not prompts:
+        raise ValueError("prompts is empty: there is nothing to complete.")
+    family = diffusion_model(model)
+    device = next(family.parameters()).device
+    texts, passes, lengths = [], [], []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="Evaluating", disable=not progress, leave=False):
+        batch = prompts[start : start + batch_size]
+        if isinstance(batch[0], str):
+            ids = tokenizer(batch)["input_ids"]
+        else:
+            ids = tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=True, return_dict=True)
+            ids = ids["input_ids"]
+        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(device)
+        kwargs = {}
+        if isinstance(generation_config.seed, int):
+            kwargs["seed"] = [generation_config.seed * 1_000_003 + start + row for row in range(len(batch))]
+        output = family.generate(
+            padded["input_ids"],
+            attention_mask=padded["attention_mask"],
+            generation_config=generation_config,
+            return_dict_in_generate=True,
+            **kwargs,
+        )
+        completions = output.rollout.completions()
+        texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
+        lengths += [len(completion) for completion in completions]
+        passes.append(output.rollout.num_forward_passes.float().cpu())
+    return Completions(texts=texts, forward_passes=torch.cat(passes).mean().item(), lengths=lengths)

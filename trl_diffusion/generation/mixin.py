@@ -1,0 +1,154 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""`model.generate()` for diffusion language models."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationMixin
+from transformers.utils import ModelOutput
+
+from .configuration import DiffusionGenerationConfig
+from .rollout import Rollout
+from .sampler import denoise
+
+
+@dataclass
+class DiffusionGenerateOutput(ModelOutput):
+    """Output of `model.generate(..., return_dict_in_generate=True)`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape (B, P + C)):
+            Prompts and completions; after the first EOS the padding token.
+        rollout ([`Rollout`]):
+            The terminal canvas and how it came about.
+    """
+
+    sequences: torch.Tensor = None
+    rollout: Rollout = None
+
+
+class DiffusionGenerationMixin(GenerationMixin):
+    """Gives a model transformers' `generate` and `generation_config`, by denoising instead of left to right."""
+
+    generation_config_class = DiffusionGenerationConfig
+
+    def adjust_generation_fn(
+        self,
+        generation_config,
+        from_auto_class,
+        from_pipeline,
+        pretrained_model_name_or_path,
+        cache_dir,
+        force_download,
+        proxies,
+        local_files_only,
+        token,
+        revision,
+        subfolder,
+        trust_remote_code,
+        **kwargs,
+    ):
+        """Load `generation_config.json` as a [`DiffusionGenerationConfig`] (the parent hard-codes its own class)."""
+        if generation_config is not None:
+            self.generation_config = DiffusionGenerationConfig.from_dict(generation_config.to_dict())
+            return
+        if pretrained_model_name_or_path is None:
+            return
+        try:
+            self.generation_config = DiffusionGenerationConfig.from_pretrained(
+                pretrained_model_name_or_path,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                proxies=proxies,
+                local_files_only=local_files_only,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+                **kwargs,
+            )
+        except OSError:
+            # The checkpoint has no generation_config.json: the special tokens of its config are all there is.
+            self.generation_config = DiffusionGenerationConfig.from_model_config(self.config)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        generation_config: DiffusionGenerationConfig | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | DiffusionGenerateOutput:
+        """Generate completions by denoising a canvas of masks behind each prompt.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape (B, P)):
+                Prompts, padded on the left.
+            attention_mask (`torch.Tensor` of shape (B, P), *optional*):
+                1 on real tokens. Needed where a prompt is padded.
+            generation_config ([`DiffusionGenerationConfig`], *optional*):
+                Defaults to the model's own, loaded from `generation_config.json`.
+            kwargs:
+                Fields of the config that replace its values (`max_new_tokens`, `temperature`, …).
+
+        Returns:
+            `torch.LongTensor` of shape (B, P + C), or a [`DiffusionGenerateOutput`] with
+            `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: an unknown keyword, a padding on the right, a config of another class, or a field out of
+                range.
+        """
+        config = self.generation_config if generation_config is None else generation_config
+        if not isinstance(config, DiffusionGenerationConfig):
+            raise ValueError(
+                f"generation_config is a {type(config).__name__}; a diffusion model takes a DiffusionGenerationConfig."
+            )
+        config = copy.deepcopy(config)
+        unknown = sorted(set(kwargs) - set(vars(config)))
+        if unknown:
+            raise ValueError(
+                f"generate() got {unknown[0]}={kwargs[unknown[0]]!r}, which is not a field of "
+                "DiffusionGenerationConfig."
+            )
+        # All at once: a canvas and a block length that fit each other may not fit the values they replace.
+        for name, value in kwargs.items():
+            setattr(config, name, value)
+        config.validate()
+        for name in ("eos_token_id", "pad_token_id"):
+            if getattr(config, name) is None and name not in kwargs:
+                setattr(config, name, getattr(self.generation_config, name, None))
+
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = attention_mask.long()
+        if input_ids.size(1) and (attention_mask.diff(dim=1) < 0).any():
+            raise ValueError(
+                "attention_mask has 0 to the right of 1: the canvas follows the prompt, so pad prompts on the left "
+                "(tokenizer.padding_side='left')."
+            )
+        limit = self.config.max_position_embeddings
+        if input_ids.size(1) + config.max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt ({input_ids.size(1)} tokens) and max_new_tokens={config.max_new_tokens} exceed the "
+                f"model's {limit} positions. Shorten one of them."
+            )
+        was_training = self.training
+        self.eval()
+        try:
+            rollout = denoise(self, input_ids, attention_mask, config)
+        finally:
+            self.train(was_training)
+        eos = config.eos_token_id
+        pad = config.pad_token_id
+        if pad is None and eos is not None:
+            pad = eos if isinstance(eos, int) else eos[0]
+        completions = rollout.canvas_ids
+        if pad is not None:
+            completions = completions.masked_fill(rollout.completion_mask == 0, pad)
+        sequences = torch.cat([input_ids, completions], dim=1)
+        if config.return_dict_in_generate:
+            return DiffusionGenerateOutput(sequences=sequences, rollout=rollout)
+        return sequences

@@ -1,0 +1,81 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a generation leaves behind."""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass
+class Rollout:
+    """The terminal canvas of a batch, and how it came about. All tensors are batch-first.
+
+    Replay invariant: for every step t, mask the positions with `unmask_step` ≥ t (positions never drawn are masked in
+    `canvas_ids` already; hints stay), run the model, and each token committed at t has the recorded log-probability.
+
+    Args:
+        prompt_ids (`torch.LongTensor` of shape (B, P)):
+            Prompts, padded on the left.
+        prompt_mask (`torch.LongTensor` of shape (B, P)):
+            1 on real tokens.
+        canvas_ids (`torch.LongTensor` of shape (B, C)):
+            The whole terminal canvas, tail after EOS included; the mask token where nothing was drawn.
+        unmask_step (`torch.ShortTensor` of shape (B, C)):
+            Step at which the token was committed, 1-based, counted over the whole row; 0 = not drawn by the model.
+        logprobs (`torch.FloatTensor` of shape (B, C)):
+            Log-probability of the token under the distribution it was drawn from: mask token excluded, divided by
+            the temperature, filtered; at temperature 0 the distribution at temperature 1. 0 where nothing was drawn.
+        forced (`torch.BoolTensor` of shape (B, C)):
+            Committed to fill the step's share although the rule did not ask for it (below the threshold).
+        completion_mask (`torch.LongTensor` of shape (B, C)):
+            1 up to and including the first EOS.
+        num_forward_passes (`torch.LongTensor` of shape (B,)):
+            Model calls in which the row took part.
+        block_length (`int`):
+            Tokens per block of this generation.
+        temperature (`float`):
+            Temperature of the recorded log-probabilities (1 for a greedy generation).
+        filtered (`bool`):
+            Whether top-k or top-p cut the distribution: the log-probabilities then do not equal a scorer's.
+    """
+
+    prompt_ids: torch.Tensor
+    prompt_mask: torch.Tensor
+    canvas_ids: torch.Tensor
+    unmask_step: torch.Tensor
+    logprobs: torch.Tensor
+    forced: torch.Tensor
+    completion_mask: torch.Tensor
+    num_forward_passes: torch.Tensor
+    block_length: int
+    temperature: float = 1.0
+    filtered: bool = False
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """The same rollout on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rollout(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+
+    def completions(self) -> list[list[int]]:
+        """Token ids of each completion, cut after the first EOS. Positions never drawn are left out."""
+        drawn = self.completion_mask.bool() & (self.unmask_step > 0)
+        return [ids[keep].tolist() for ids, keep in zip(self.canvas_ids.cpu(), drawn.cpu(), strict=True)]
+
+
+def completion_mask(canvas_ids: torch.Tensor, eos_token_ids: list[int]) -> torch.Tensor:
+    """1 up to and including the first EOS of each row, 1 everywhere where there is none.
+
+    Args:
+        canvas_ids (`torch.LongTensor` of shape (B, C)):
+            Terminal canvases.
+        eos_token_ids (`list[int]`):
+            Every id that ends a completion.
+
+    Returns:
+        `torch.LongTensor` of shape (B, C).
+    """
+    is_eos = torch.isin(canvas_ids, torch.tensor(eos_token_ids, device=canvas_ids.device, dtype=canvas_ids.dtype))
+    # A position belongs to the completion when no EOS stands strictly before it.
+    return (is_eos.long().cumsum(dim=1) - is_eos.long() == 0).long()

@@ -1,0 +1,77 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model cards of trained diffusion language models."""
+
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+def diffusion_model_card(
+    *,
+    model_name: str,
+    repo_id: str,
+    base_model: str | None,
+    is_adapter: bool,
+    dataset_name: str | None,
+    tags: list[str],
+    trainer_name: str,
+    paper_title: str,
+    paper_id: str,
+    citation: str,
+    settings: dict[str, Any],
+    generation: dict[str, Any],
+) -> ModelCard:
+    """Write the card of a trained model from the package's template.
+
+    Args:
+        model_name (`str`):
+            Title.
+        repo_id (`str`):
+            What the quick start loads: a Hub id or a folder.
+        base_model (`str`, *optional*):
+            Hub id of the model that was trained further; needed for adapters.
+        is_adapter (`bool`):
+            Whether the repository holds a PEFT adapter.
+        dataset_name (`str`, *optional*):
+            Hub id of the training data.
+        tags (`list[str]`):
+            Tags.
+        trainer_name, paper_title, paper_id, citation (`str`):
+            The method.
+        settings (`dict`):
+            Training settings to list.
+        generation (`dict`):
+            Generation settings for the quick start.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`].
+    """
+    data = ModelCardData(
+        base_model=base_model,
+        datasets=dataset_name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        model_name=model_name,
+        tags=sorted({"generated_from_trainer", "diffusion-language-model", *tags}),
+    )
+    packages = ("trl-diffusion", "trl", "transformers", "torch", "datasets", "tokenizers", "peft")
+    return ModelCard.from_template(
+        data,
+        template_str=files(__package__).joinpath("model_card.md").read_text(encoding="utf-8"),
+        model_name=model_name,
+        repo_id=repo_id,
+        base_model=base_model,
+        is_adapter=is_adapter,
+        dataset_name=dataset_name,
+        trainer_name=trainer_name,
+        paper_title=paper_title,
+        paper_id=paper_id,
+        citation=citation,
+        settings=settings,
+        generation=generation,
+        versions={package: version(package) for package in packages},
+    )

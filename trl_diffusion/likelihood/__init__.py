@@ -1,0 +1,21 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Likelihoods as sets of masked views: draw, score, combine."""
+
+from .scoring import ViewScores, backward_by_view, score_view, score_views, view_logits
+from .views import MaskedView, block_trace_masks, fully_masked_view, random_view, trace_masks
+
+
+__all__ = [
+    "MaskedView",
+    "ViewScores",
+    "backward_by_view",
+    "block_trace_masks",
+    "fully_masked_view",
+    "random_view",
+    "score_view",
+    "score_views",
+    "trace_masks",
+    "view_logits",
+]

@@ -1,0 +1,176 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scoring masked views, and back-propagating a sum over views one view at a time."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..generation.unmasking import token_distribution
+from ..models import diffusion_model, layout_mask, token_logits, token_positions
+from .views import MaskedView
+
+
+class ViewScores(NamedTuple):
+    """Scores of one view; zero where nothing is scored.
+
+    Attributes:
+        logprobs (`torch.FloatTensor` of shape (B, C)): log-probability of the canvas' token, fp32.
+        entropies (`torch.FloatTensor` of shape (B, C)): entropy of the distribution it belongs to, without gradient.
+    """
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+
+
+def view_logits(
+    model: nn.Module,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    canvas_ids: torch.Tensor,
+    view: MaskedView,
+    canvas_mask: torch.Tensor | None = None,
+    block_length: int | None = None,
+) -> torch.Tensor:
+    """Logits at a view's targets, in one forward pass.
+
+    Full attention: the row is [prompt | masked canvas]. Block-causal attention: it is [prompt | clean canvas | noisy
+    copy], where the noisy copy of a block sees itself and the clean blocks before it, and copies share position ids.
+    Blocks are counted from the first real token, as in generation; where a prompt ends inside a block, its last
+    tokens stand in the noisy copy too, because generation lets that block see both.
+
+    Args:
+        model (`torch.nn.Module`):
+            A diffusion language model, wrapped or not.
+        prompt_ids, prompt_mask (`torch.LongTensor` of shape (B, P)):
+            Prompts, padded on the left; P may be 0.
+        canvas_ids (`torch.LongTensor` of shape (B, C)):
+            Canvases.
+        view ([`MaskedView`]):
+            What to mask and what to score.
+        canvas_mask (`torch.Tensor` of shape (B, C), *optional*):
+            0 on padding of the canvas (on the right). `None`: none.
+        block_length (`int`, *optional*):
+            Block of a block-causal model; defaults to the model's.
+
+    Returns:
+        `torch.Tensor` of shape (n, V), n the number of targets, row by row.
+    """
+    family = diffusion_model(model)
+    width = prompt_ids.size(1)
+    canvas_mask = torch.ones_like(canvas_ids) if canvas_mask is None else canvas_mask.long()
+    valid = torch.cat([prompt_mask.long(), canvas_mask], dim=1)  # (B, P + C)
+    masked_canvas = canvas_ids.masked_fill(view.masked, family.mask_token_id)
+    if family.attention == "full":
+        ids = torch.cat([prompt_ids, masked_canvas], dim=1)
+        kwargs = {"attention_mask": valid, "position_ids": token_positions(valid)}
+    else:
+        block_length = block_length or family.block_length
+        # The noisy copy reaches back over the longest piece of a prompt that can share a block with the canvas.
+        tail = min(width, block_length - 1)
+        position_ids = token_positions(valid)
+        blocks = position_ids // block_length
+        copied = slice(width - tail, None)
+        first_block = blocks[:, width : width + 1]  # block of the first canvas position
+        ids = torch.cat([prompt_ids, canvas_ids, prompt_ids[:, width - tail :], masked_canvas], dim=1)
+        noisy_valid = valid[:, copied] * (blocks[:, copied] >= first_block)
+        valid = torch.cat([valid, noisy_valid], dim=1)
+        position_ids = torch.cat([position_ids, position_ids[:, copied]], dim=1)
+        blocks = torch.cat([blocks, blocks[:, copied]], dim=1)
+        noisy = torch.arange(ids.size(1), device=ids.device).expand_as(ids) >= width + canvas_ids.size(1)
+        mask = layout_mask(family.config, blocks, valid, noisy, dtype=family.dtype)
+        kwargs = {"attention_mask": mask, "position_ids": position_ids}
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, -canvas_ids.size(1) :] = view.target
+    return token_logits(model, ids, positions, **kwargs)
+
+
+def score_view(
+    model: nn.Module,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    canvas_ids: torch.Tensor,
+    view: MaskedView,
+    temperature: float = 1.0,
+    block_length: int | None = None,
+) -> ViewScores:
+    """Log-probabilities of a view's targets under the distribution that generation draws from.
+
+    Arguments as in [`view_logits`]; `temperature` divides the logits, and the mask token is excluded.
+
+    Returns:
+        [`ViewScores`].
+    """
+    logits = view_logits(model, prompt_ids, prompt_mask, canvas_ids, view, block_length=block_length)
+    log_probs = token_distribution(logits, diffusion_model(model).mask_token_id, temperature)  # (n, V)
+    chosen = log_probs.gather(1, canvas_ids[view.target][:, None]).squeeze(1)
+    with torch.no_grad():
+        # The excluded mask token has p = 0 and log p = −inf; its term is 0.
+        entropy = -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    blank = torch.zeros(canvas_ids.shape, dtype=log_probs.dtype, device=canvas_ids.device)
+    return ViewScores(
+        logprobs=blank.masked_scatter(view.target, chosen), entropies=blank.masked_scatter(view.target, entropy)
+    )
+
+
+@torch.no_grad()
+def score_views(model: nn.Module, prompt_ids, prompt_mask, canvas_ids, views: Iterable[MaskedView], **kwargs):
+    """Sum of the log-probabilities over views, without gradient: (B, C).
+
+    For views whose targets are disjoint (a replayed trace) that is each token's log-probability. Arguments as in
+    [`score_view`].
+    """
+    total = torch.zeros(canvas_ids.shape, dtype=torch.float32, device=canvas_ids.device)
+    for view in views:
+        total += score_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs).logprobs
+    return total
+
+
+def backward_by_view(
+    view_losses: Iterable[Callable[[], torch.Tensor]], model: nn.Module, accelerator: Accelerator
+) -> torch.Tensor:
+    """Back-propagate a sum of losses term by term, at the memory of one term.
+
+    All terms but the last are back-propagated here, without synchronising gradients between processes; the last one
+    is returned with its graph, shifted by the detached sum of the others, so that the caller's backward completes the
+    gradient and the value is the whole loss. The gradient equals that of the summed loss.
+
+    Args:
+        view_losses (`Iterable[Callable[[], torch.Tensor]]`):
+            Functions that compute one term each. Every process must have the same number of terms where forward
+            passes are collective (FSDP, ZeRO-3).
+        model (`torch.nn.Module`):
+            The model as the trainer prepared it.
+        accelerator ([`~accelerate.Accelerator`]):
+            Runs the backward passes.
+
+    Returns:
+        `torch.Tensor`, a scalar.
+
+    Raises:
+        ValueError: there is no term.
+    """
+    view_losses = list(view_losses)
+    if not view_losses:
+        raise ValueError("view_losses is empty: there is no view to score.")
+    total = 0.0
+    if not torch.is_grad_enabled():
+        return torch.stack([view_loss().detach() for view_loss in view_losses]).sum()
+    synchronising = accelerator.gradient_state.sync_gradients
+    # DeepSpeed divides by the accumulation steps on its own unless told not to; the losses are scaled already.
+    kwargs = {"scale_wrt_gas": False} if accelerator.distributed_type == "DEEPSPEED" else {}
+    for view_loss in view_losses[:-1]:
+        with accelerator.no_sync(model) if synchronising else nullcontext():
+            accelerator.gradient_state._set_sync_gradients(False)
+            try:
+                loss = view_loss()
+                accelerator.backward(loss, **kwargs)
+            finally:
+                accelerator.gradient_state._set_sync_gradients(synchronising)
+        total = total + loss.detach()
+    return view_losses[-1]() + total

@@ -1,0 +1,169 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Drawing masked views: every likelihood of a diffusion language model is a set of them."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class MaskedView:
+    """One partially masked copy of the canvases of a batch, and what to score in it.
+
+    Args:
+        masked (`torch.BoolTensor` of shape (B, C)):
+            Positions replaced by [MASK]. Where the canvas holds [MASK] already it stays.
+        target (`torch.BoolTensor` of shape (B, C)):
+            Positions whose token is scored; a subset of `masked`.
+        weight (`torch.FloatTensor` of shape (B, C), *optional*):
+            Factor of each target's log-probability, e.g. 1/t. `None`: 1 everywhere.
+    """
+
+    masked: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor | None = None
+
+
+def _dense_rank(unmask_step: torch.Tensor, group: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """0-based rank of each position's step among the distinct steps of its group; -1 where nothing was drawn.
+
+    Shapes: `unmask_step` and `group` (B, C); the rank is (B, C).
+    """
+    batch_size, length = unmask_step.shape
+    if not length:
+        return unmask_step.long()
+    steps = unmask_step.long()
+    num_steps = int(steps.max()) + 1
+    present = torch.zeros(batch_size, num_groups * num_steps, dtype=torch.long, device=steps.device)
+    present.scatter_(1, group * num_steps + steps, 1)
+    present = present.view(batch_size, num_groups, num_steps)
+    present[:, :, 0] = 0  # step 0 means not drawn
+    rank = present.cumsum(dim=2) - 1
+    rank = rank.view(batch_size, -1).gather(1, group * num_steps + steps)
+    return torch.where(steps > 0, rank, -1)
+
+
+def _views_of_rank(rank: torch.Tensor, shrinkage: int, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views that replay the groups of `shrinkage` consecutive ranks; rows with fewer are padded by empty ones."""
+    if shrinkage < 1:
+        raise ValueError(f"shrinkage={shrinkage} must be at least 1.")
+    drawn = rank >= 0
+    wanted = drawn if mask is None else drawn & mask.bool()
+    merged = torch.where(drawn, rank // shrinkage, -1)  # (B, C)
+    num_views = int(merged.max()) + 1 if merged.numel() else 0
+    index = torch.arange(num_views, device=rank.device)[:, None, None]
+    target = (merged == index) & wanted  # (K, B, C)
+    masked = merged >= index
+    # Views without a target are dropped, row by row: the others move up, and the end is padded.
+    empty = ~target.any(dim=2)  # (K, B)
+    order = empty.long().argsort(dim=0, stable=True)
+    num_kept = int((~empty).sum(dim=0).max()) if empty.numel() else 0
+    order = order[:num_kept, :, None].expand(-1, -1, rank.size(1))
+    target = target.gather(0, order)
+    return masked.gather(0, order) & target.any(dim=2, keepdim=True), target
+
+
+def trace_masks(
+    unmask_step: torch.Tensor, shrinkage: int = 1, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views that replay a trajectory under full attention (TraceRL, arXiv 2509.06949).
+
+    Every `shrinkage` consecutive distinct steps of a row are merged into one: τˢ(k) = ∪ τ(j), j = s(k−1)+1 … sk. View
+    k masks the positions of step k and later, and scores those of step k.
+
+    Args:
+        unmask_step (`torch.Tensor` of shape (B, C)):
+            Step of each position, 1-based; 0 = not drawn by the model, never masked and never scored.
+        shrinkage (`int`, *optional*, defaults to 1):
+            s.
+        mask (`torch.Tensor` of shape (B, C), *optional*):
+            Positions that may be scored. Those outside are masked as the trajectory says, and views in which they
+            were the only targets are left out.
+
+    Returns:
+        `masked`, `target`: `torch.BoolTensor` of shape (K, B, C), K ≤ ⌈T/s⌉. Rows with fewer views end in empty ones.
+
+    Raises:
+        ValueError: `shrinkage` < 1.
+    """
+    return _views_of_rank(
+        _dense_rank(unmask_step, torch.zeros_like(unmask_step, dtype=torch.long), 1), shrinkage, mask
+    )
+
+
+def block_trace_masks(
+    unmask_step: torch.Tensor,
+    block_length: int,
+    shrinkage: int = 1,
+    mask: torch.Tensor | None = None,
+    offset: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views that replay a trajectory under block-causal attention, all blocks at once (TraceRL, section 4).
+
+    View k masks, in every block, the positions of that block's own k-th (shrunk) step and later, and scores those of
+    that step. With the clean copy of the sequence beside the noisy one, one forward pass scores a view.
+
+    Args:
+        unmask_step (`torch.Tensor` of shape (B, C)):
+            Step of each position, 1-based; 0 = not drawn by the model.
+        block_length (`int`):
+            Tokens per block.
+        shrinkage (`int`, *optional*, defaults to 1):
+            s, applied inside each block.
+        mask (`torch.Tensor` of shape (B, C), *optional*):
+            Positions that may be scored.
+        offset (`torch.LongTensor` of shape (B,), *optional*):
+            Tokens of the prompt that stand in the same block as the first canvas position. `None`: 0, the prompt ends
+            on a block boundary.
+
+    Returns:
+        `masked`, `target`: `torch.BoolTensor` of shape (K, B, C); K ≤ ⌈block_length/s⌉.
+
+    Raises:
+        ValueError: `block_length` or `shrinkage` < 1.
+    """
+    if block_length < 1:
+        raise ValueError(f"block_length={block_length} must be at least 1.")
+    length = unmask_step.size(1)
+    start = torch.zeros(len(unmask_step), dtype=torch.long) if offset is None else offset
+    position = start.to(unmask_step.device)[:, None] + torch.arange(length, device=unmask_step.device)
+    num_blocks = -(-(length + block_length - 1) // block_length) if length else 0
+    return _views_of_rank(_dense_rank(unmask_step, position // block_length, num_blocks), shrinkage, mask)
+
+
+def fully_masked_view(maskable: torch.Tensor) -> MaskedView:
+    """The one-step mean-field view of diffu-GRPO (d1, arXiv 2504.12216): the whole canvas masked, all of it scored.
+
+    Args:
+        maskable (`torch.BoolTensor` of shape (B, C)):
+            Positions to score.
+
+    Returns:
+        [`MaskedView`] in which the whole canvas, the tail behind EOS included, is masked.
+    """
+    return MaskedView(masked=torch.ones_like(maskable, dtype=torch.bool), target=maskable.bool())
+
+
+def random_view(maskable: torch.Tensor, minimum: float = 1e-3, generator: torch.Generator | None = None) -> MaskedView:
+    """One Monte-Carlo view of the ELBO: a noise level t per row, every maskable position masked with probability t.
+
+    E[(1/t) Σ_i 1[masked] log p(x_i | masked copy)] is a lower bound of log p(x) (LLaDA, arXiv 2502.09992, eq. 3).
+
+    Args:
+        maskable (`torch.BoolTensor` of shape (B, C)):
+            Positions that may be masked; the others (prompt, padding) never are.
+        minimum (`float`, *optional*, defaults to 1e-3):
+            t ~ U[minimum, 1]: with t ~ U[0, 1] the variance is infinite.
+        generator (`torch.Generator`, *optional*):
+            Source of the noise, on the CPU.
+
+    Returns:
+        [`MaskedView`] with weight 1/t.
+    """
+    batch_size, length = maskable.shape
+    level = minimum + (1 - minimum) * torch.rand(batch_size, 1, generator=generator)  # (B, 1)
+    masked = torch.rand(batch_size, length, generator=generator) < level
+    masked = masked.to(maskable.device) & maskable.bool()
+    return MaskedView(masked=masked, target=masked, weight=(1 / level).to(maskable.device).expand(-1, length))

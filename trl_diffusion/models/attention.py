@@ -1,0 +1,95 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention masks of diffusion language models: one description, every backend.
+
+A layout is described by three tensors over the tokens of a row: the block each token belongs to, whether the token
+stands in the noisy copy of the sequence, and whether it is real. `layout_mask` turns that description into the mask
+of the attention implementation the model runs with, through transformers' own mask interface.
+"""
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def token_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions of the real tokens of a padded batch, counted from each row's first real token.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape (B, L)):
+            1 on real tokens, 0 on padding (left or right).
+
+    Returns:
+        `torch.LongTensor` of shape (B, L); padding on the left gets position 0.
+    """
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def layout_mask(
+    config: PreTrainedConfig,
+    block_ids: torch.Tensor,
+    valid: torch.Tensor,
+    noisy: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+):
+    """Mask of a block-causal layout for the attention implementation in `config`.
+
+    Within a copy of the sequence attention is bidirectional inside a block. A clean token sees the clean tokens of
+    its own and of earlier blocks. A noisy token sees its own noisy block and the clean tokens of strictly earlier
+    blocks (block diffusion, arXiv 2503.09573; TraceRL, arXiv 2509.06949, section 4). Padding sees itself alone, so
+    that no row of the softmax is empty.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            The model's config; its `_attn_implementation` decides the mask's form.
+        block_ids (`torch.LongTensor` of shape (B, L)):
+            Block of each token, ascending from the row's first real token.
+        valid (`torch.Tensor` of shape (B, L)):
+            True on real tokens.
+        noisy (`torch.Tensor` of shape (B, L), *optional*):
+            True on the tokens of the noisy copy. `None`: the sequence has one, clean, copy.
+        dtype (`torch.dtype`):
+            Dtype of the hidden states, used by additive masks.
+
+    Returns:
+        Bool (B, 1, L, L) for sdpa, additive float for eager, a `BlockMask` for flex attention.
+
+    Raises:
+        ValueError: the attention implementation takes no arbitrary mask (flash attention).
+    """
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(
+            f"attn_implementation={implementation!r} takes no block-causal mask. Load the model with "
+            "attn_implementation='sdpa', 'eager' or 'flex_attention'."
+        )
+    # Integer arithmetic on lookup tensors throughout: boolean `==` and `~` inside an index function crash Inductor on
+    # CPU, and the same function serves the dense masks and flex attention's.
+    block = block_ids.to(torch.int32)
+    real = valid.to(torch.int32)
+    stream = torch.zeros_like(block) if noisy is None else noisy.to(torch.int32)
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        q_block, kv_block = block[batch_idx, q_idx], block[batch_idx, kv_idx]
+        q_noisy, kv_noisy = stream[batch_idx, q_idx], stream[batch_idx, kv_idx]
+        clean_key = (1 - kv_noisy) * (kv_block <= q_block - q_noisy).to(torch.int32)
+        noisy_key = kv_noisy * q_noisy * (kv_block == q_block).to(torch.int32)
+        itself = (q_idx == kv_idx).to(torch.int32)
+        return (clean_key + noisy_key) * real[batch_idx, kv_idx] * real[batch_idx, q_idx] + itself > 0
+
+    batch_size, length = block.shape
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        batch_size=batch_size,
+        q_length=length,
+        kv_length=length,
+        q_offset=0,
+        kv_offset=0,
+        mask_function=visible,
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        dtype=dtype,
+        config=config,
+        use_vmap=False,
+        device=block.device,
+    )

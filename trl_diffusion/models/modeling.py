@@ -1,0 +1,112 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every diffusion language model here offers to the code above it."""
+
+import sys
+from typing import Literal
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+
+from ..generation.mixin import DiffusionGenerationMixin
+
+
+class DiffusionModelMixin(DiffusionGenerationMixin):
+    """Interface of a diffusion language model; a family inherits it before the transformers model it is made of.
+
+    Nothing above `models/` asks which family a model is of. It asks for `mask_token_id`, `attention`, `block_length`
+    and [`~DiffusionModelMixin.token_logits`].
+    """
+
+    attention: Literal["full", "block_causal"]
+    # Dream reads the logits that predict position i at position i - 1; families without the shift leave 0.
+    logits_shift: int = 0
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of [MASK]. Raises a ValueError when the config names none."""
+        mask_token_id = getattr(self.config, "mask_token_id", None)
+        if mask_token_id is None:
+            raise ValueError(
+                f"config.mask_token_id is None: {type(self).__name__} cannot tell which token is [MASK]. Set "
+                "`model.config.mask_token_id` to the id of the tokenizer's mask token."
+            )
+        return mask_token_id
+
+    @property
+    def block_length(self) -> int | None:
+        """Tokens per attention block; `None` for models with full attention."""
+        return None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint in the family's Hub format, whole or not at all.
+
+        Takes the arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: the checkpoint lacks weights of the model, or has weights of other shapes. transformers would
+                initialise those at random and go on.
+        """
+        # trust_remote_code is dropped: these classes replace the remote code of their family.
+        kwargs.pop("trust_remote_code", None)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        absent = sorted(str(key) for key in info["missing_keys"])
+        if absent:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the checkpoint lacks {len(absent)} weights of {cls.__name__} "
+                f"(the first: {', '.join(absent[:5])}). Check that all files of the checkpoint are there and that its "
+                "config.json belongs to them."
+            )
+        return (model, info) if output_loading_info else model
+
+    def token_logits(self, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
+        """See [`token_logits`]."""
+        return token_logits(self, input_ids, positions, **kwargs)
+
+    def masked_token_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the labels that are not -100, each at its own position (no shift to the right)."""
+        return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100)
+
+
+def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
+    """The diffusion language model inside the wrappers of DDP, FSDP, DeepSpeed, `torch.compile` and PEFT.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = extract_model_from_parallel(model)
+    # peft takes seconds to import, and a model can only be one of its own once something has imported it.
+    if "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
+        inner = inner.get_base_model()
+    if not isinstance(inner, DiffusionModelMixin):
+        raise TypeError(
+            f"model is a {type(inner).__name__}, which is not a diffusion language model. Load a LLaDA or SDAR/TraDo "
+            "checkpoint through `AutoModelForCausalLM.from_pretrained` after `import trl_diffusion`."
+        )
+    return inner
+
+
+def token_logits(model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
+    """Logits of the tokens at chosen positions, and of no others.
+
+    Args:
+        model (`torch.nn.Module`):
+            A diffusion language model, wrapped (DDP, PEFT, …) or not. The wrapper's forward is the one called.
+        input_ids (`torch.LongTensor` of shape (B, L)):
+            Tokens, [MASK] where nothing is known yet.
+        positions (`torch.BoolTensor` of shape (B, L)):
+            True where the token's distribution is wanted: n positions in all.
+        kwargs:
+            Passed to the model's forward (`attention_mask`, `position_ids`, `block_length`).
+
+    Returns:
+        `torch.Tensor` of shape (n, V), row by row, in the model's dtype. The head runs on n positions, not on B·L.
+    """
+    shift = diffusion_model(model).logits_shift
+    if shift:
+        # The logits that predict position i are read at i - shift; position 0 keeps its own.
+        positions = torch.cat([positions[:, shift:], torch.zeros_like(positions[:, :shift])], dim=1)
+    return model(input_ids=input_ids, logits_to_keep=positions, use_cache=False, **kwargs).logits

@@ -1,0 +1,21 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Trainers in TRL's style."""
+
+from .diffusion_grpo_config import DiffusionGRPOConfig
+from .diffusion_grpo_trainer import DiffusionGRPOTrainer
+from .diffusion_sft_config import DiffusionSFTConfig
+from .diffusion_sft_trainer import DiffusionSFTTrainer
+from .tracerl_config import TraceRLConfig
+from .tracerl_trainer import TraceRLTrainer
+
+
+__all__ = [
+    "DiffusionGRPOConfig",
+    "DiffusionGRPOTrainer",
+    "DiffusionSFTConfig",
+    "DiffusionSFTTrainer",
+    "TraceRLConfig",
+    "TraceRLTrainer",
+]

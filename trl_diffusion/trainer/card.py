@@ -1,0 +1,85 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model cards of the trainers."""
+
+import os
+import tempfile
+from typing import Any
+
+from peft import PeftModel
+from trl.trainer.utils import get_config_model_id
+
+from ..hub import diffusion_model_card
+
+
+class DiffusionCardMixin:
+    """Replaces TRL's model card, whose quick start runs an autoregressive pipeline."""
+
+    # Fields of the training config that the card lists, where the config has them.
+    _card_settings = (
+        "learning_rate",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "num_generations",
+        "num_iterations",
+        "max_completion_length",
+        "block_length",
+        "num_denoising_steps",
+        "unmasking",
+        "threshold",
+        "temperature",
+        "loss_type",
+        "epsilon",
+        "beta",
+        "shrinkage",
+        "min_noise_level",
+        "seed",
+    )
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
+        """Write README.md into the output folder; see [`~trl.GRPOTrainer`]'s method of the same name."""
+        if not self.is_world_process_zero():
+            return
+        source = get_config_model_id(self.model.config)
+        is_adapter = isinstance(self.model, PeftModel)
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        card = diffusion_model_card(
+            model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
+            repo_id=self.hub_model_id or self.args.output_dir,
+            # A folder is no Hub id; an adapter's quick start still has to name its base.
+            base_model=source if source and (is_adapter or not os.path.isdir(source)) else None,
+            is_adapter=is_adapter,
+            dataset_name=dataset_name,
+            tags=[*self._tag_names, *tags],
+            trainer_name=self._name,
+            paper_title=self._paper["title"],
+            paper_id=self._paper["id"],
+            citation=self._paper["citation"],
+            settings={
+                name: getattr(self.args, name)
+                for name in self._card_settings
+                if getattr(self.args, name, None) is not None
+            },
+            generation=self._card_generation(),
+        )
+        # Whole or not at all: an interrupted run must not leave half a card.
+        with tempfile.NamedTemporaryFile("w", dir=self.args.output_dir, delete=False, encoding="utf-8") as file:
+            file.write(str(card))
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, os.path.join(self.args.output_dir, "README.md"))
+
+    def _card_generation(self) -> dict[str, Any]:
+        """A prompt of the training data, and keyword arguments of `generate`, both as Python source."""
+        row = next(iter(self.train_dataset))
+        prompt = row.get("prompt", "")
+        settings = {"max_new_tokens": getattr(self.args, "max_completion_length", None)}
+        for name in ("block_length", "num_denoising_steps", "unmasking", "threshold"):
+            settings[name] = getattr(self.args, name, None)
+        return {
+            "prompt": repr(prompt),
+            "conversational": not isinstance(prompt, str),
+            "settings": {name: repr(value) for name, value in settings.items() if value is not None},
+        }

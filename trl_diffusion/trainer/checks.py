@@ -1,0 +1,111 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Checks that the trainers make before any work is done."""
+
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..models import DiffusionModelMixin, LLaDAConfig, SDARConfig, diffusion_model
+
+
+logger = logging.get_logger(__name__)
+
+_FAMILIES = (LLaDAConfig, SDARConfig)
+
+
+def reject(args: Any, reasons: dict[str, tuple[Any, str]]):
+    """Raise for the first field of a config that has no effect, or a wrong one, in this trainer.
+
+    Args:
+        args:
+            The trainer's config.
+        reasons (`dict[str, tuple[Any, str]]`):
+            Field -> (the value that means "off", what to do instead).
+
+    Raises:
+        ValueError: a field has another value than "off".
+    """
+    for field, (off, remedy) in reasons.items():
+        value = getattr(args, field)
+        if value != off:
+            raise ValueError(f"{field}={value!r} is not supported by {type(args).__name__}: {remedy}")
+
+
+def check_model_source(model: "str | nn.Module", model_init_kwargs: dict[str, Any] | None):
+    """Refuse anything but a diffusion language model, before its weights are read.
+
+    Raises:
+        ValueError: a checkpoint of a family that is not supported.
+        TypeError: a model that is not a diffusion language model.
+    """
+    if not isinstance(model, str):
+        diffusion_model(model)
+        return
+    revision = (model_init_kwargs or {}).get("revision")
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    if not isinstance(config, _FAMILIES):
+        names = ", ".join(family.model_type for family in _FAMILIES)
+        raise ValueError(
+            f"model={model!r} has model_type={config.model_type!r}, which is not a diffusion language model "
+            f"supported here. Supported: {names}."
+        )
+
+
+def check_peft_config(peft_config: PeftConfig | None):
+    """Prompt-learning adapters add virtual tokens, which a canvas has no place for.
+
+    Raises:
+        ValueError: `peft_config` is of that kind.
+    """
+    if peft_config is not None and getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}, which adds virtual tokens to the sequence. Use an "
+            "adapter on the weights, such as `peft.LoraConfig`."
+        )
+
+
+def check_dataset(dataset: Any, name: str, column: str):
+    """An empty dataset, or one without its column, fails here rather than inside the data loader.
+
+    Raises:
+        ValueError: it is empty or lacks `column`.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty (0 rows). Check the split and the filters that made it.")
+    if column not in dataset.column_names:
+        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+
+
+def settle_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> DiffusionModelMixin:
+    """Make sure that the model knows its mask token, from its config or else from the tokenizer.
+
+    Returns:
+        The diffusion language model inside `model`.
+
+    Raises:
+        ValueError: neither names a mask token, or they disagree.
+    """
+    family = diffusion_model(model)
+    known, found = getattr(family.config, "mask_token_id", None), tokenizer.mask_token_id
+    if known is None:
+        if found is None:
+            raise ValueError(
+                "No mask token: config.mask_token_id and tokenizer.mask_token are both None. Set "
+                "`model.config.mask_token_id` to the id of the token that stands for [MASK]."
+            )
+        family.config.mask_token_id = found
+        logger.info(f"config.mask_token_id is taken from the tokenizer: {found} ({tokenizer.mask_token!r}).")
+    elif found is not None and found != known:
+        raise ValueError(
+            f"config.mask_token_id={known} and tokenizer.mask_token_id={found} disagree. Set both to the id that the "
+            "model was trained with."
+        )
+    return family

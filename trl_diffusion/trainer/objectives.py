@@ -1,0 +1,113 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Objectives over the scores of views, as pure functions."""
+
+import torch
+
+from ..likelihood import MaskedView
+
+
+def clipped_token_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    delta: float | None = None,
+    ref_logprobs: torch.Tensor | None = None,
+    beta: float = 0.0,
+    weigh_kl: bool = False,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """PPO's clipped loss per token, with an optional KL term.
+
+        loss_o = −min(ρ_o A, clip(ρ_o, 1 − ε, 1 + ε) A) + β (e^{−Δ} − 1 + Δ),
+        ρ_o = π_θ(o)/π_old(o),  Δ = log π_θ(o) − log π_ref(o)
+
+    Args:
+        logprobs, old_logprobs (`torch.FloatTensor` of shape (B, C)):
+            log π_θ and log π_old of each token.
+        advantages (`torch.FloatTensor` of shape (B, 1) or (B, C)):
+            A.
+        epsilon_low, epsilon_high (`float`):
+            Clip range.
+        delta (`float`, *optional*):
+            Upper bound of ρ in the unclipped term (two-sided clipping).
+        ref_logprobs (`torch.FloatTensor` of shape (B, C), *optional*):
+            log π_ref; needed where `beta` is not 0.
+        beta (`float`, *optional*):
+            Weight of the k3 estimator of the KL to the reference.
+        weigh_kl (`bool`, *optional*):
+            Multiply the KL term by ρ_o, which makes it unbiased off-policy (TRL's `use_bias_correction_kl`).
+
+    Returns:
+        The loss (B, C), and metrics to average over tokens (B, C): `clip_ratio/low_mean`, `clip_ratio/high_mean`,
+        `clip_ratio/region_mean`, `kl`.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    loss = -torch.min(bounded * advantages, clipped * advantages)
+    low = ((ratio < 1 - epsilon_low) & (advantages < 0)).float()
+    high = ((ratio > 1 + epsilon_high) & (advantages > 0)).float()
+    metrics = {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low + high}
+    if beta != 0.0:
+        difference = logprobs - ref_logprobs
+        kl = torch.exp(-difference) - 1 + difference
+        kl = kl * ratio if weigh_kl else kl
+        loss = loss + beta * kl
+        metrics["kl"] = kl
+    return loss, metrics
+
+
+def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch.Tensor:
+    """Weight of each target of a view in the loss, before [`loss_normalizer`]; 0 off target.
+
+    Args:
+        loss_type (`str`):
+            `"step"`: 1/|τˢ(k)|, the mean over the tokens of a row's step (TraceRL's objective). `"grpo"`: 1/|o|, the
+            mean over a row's completion. `"bnpo"`, `"dr_grpo"`, `"dapo"`: 1.
+        view ([`MaskedView`]):
+            Its `weight`, if any, is multiplied in.
+        mask (`torch.BoolTensor` of shape (B, C)):
+            Tokens of the completions.
+
+    Returns:
+        `torch.FloatTensor` of shape (B, C).
+    """
+    weights = view.target.float()
+    if loss_type == "step":
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    elif loss_type == "grpo":
+        weights = weights / mask.float().sum(dim=1, keepdim=True).clamp(min=1)
+    return weights if view.weight is None else weights * view.weight
+
+
+def loss_normalizer(
+    loss_type: str,
+    mask: torch.Tensor,
+    num_items: torch.Tensor | float,
+    steps_per_generation: int,
+    accumulation_steps: int,
+) -> torch.Tensor | float:
+    """What the weighted sum over all tokens and views is divided by, gradient accumulation included.
+
+    Args:
+        loss_type (`str`):
+            As in [`token_weights`].
+        mask (`torch.BoolTensor` of shape (B, C)):
+            Tokens of the completions of this micro-batch.
+        num_items (`torch.Tensor` or `float`):
+            Completion tokens per process in the whole generation batch (`"dapo"`).
+        steps_per_generation (`int`):
+            Micro-batches that a generation batch is split into.
+        accumulation_steps (`int`):
+            Micro-batches per optimizer step.
+    """
+    if loss_type in ("step", "grpo"):
+        return mask.size(0) * accumulation_steps
+    if loss_type == "bnpo":
+        return mask.sum().clamp(min=1) * accumulation_steps
+    if loss_type == "dr_grpo":
+        return mask.numel() * accumulation_steps
+    return max(num_items, 1.0) * accumulation_steps / steps_per_generation
