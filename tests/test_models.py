@@ -100,6 +100,16 @@ def test_round_trip_is_bit_equal_and_keeps_the_hubs_names(family, tmp_path):
     )
 
 
+def test_a_saved_folders_tensors_can_be_read_straight_into_a_model(family, tokenizer):
+    weights = load_file(DATA / "models" / family / "model.safetensors")
+    model = type(golden_model(family))(AutoConfig.from_pretrained(DATA / "models" / family))
+    model.load_state_dict(weights)
+    expected = golden_model(family).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({})
+
+
 def test_remote_code_is_never_asked_for(family):
     model = AutoModelForCausalLM.from_pretrained(DATA / "models" / family, trust_remote_code=True)
     assert type(model).__module__.startswith("trl_diffusion.")

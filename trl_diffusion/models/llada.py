@@ -161,20 +161,20 @@ def register():
     register_checkpoint_conversion_mapping(
         "llada",
         [
-            # Free of capturing groups, so that each rule can be run backwards when saving. The block's own ff_out
-            # comes before the head's, which is the same name one level up.
+            # Free of capturing groups, so that each rule can be run backwards when saving; and without effect on names
+            # that are Llama's already, since PEFT runs the rules on the keys of every adapter it loads.
             WeightRenaming("model.transformer.wte", "model.embed_tokens"),
             WeightRenaming("model.transformer.ln_f", "model.norm"),
             WeightRenaming("model.transformer.ff_out", "lm_head"),
             WeightRenaming("model.transformer.blocks", "model.layers"),
             WeightRenaming("attn_norm", "input_layernorm"),
             WeightRenaming("ff_norm", "post_attention_layernorm"),
-            WeightRenaming(".q_proj", ".self_attn.q_proj"),
-            WeightRenaming(".k_proj", ".self_attn.k_proj"),
-            WeightRenaming(".v_proj", ".self_attn.v_proj"),
+            WeightRenaming(r"(?<!self_attn)\.q_proj", ".self_attn.q_proj"),
+            WeightRenaming(r"(?<!self_attn)\.k_proj", ".self_attn.k_proj"),
+            WeightRenaming(r"(?<!self_attn)\.v_proj", ".self_attn.v_proj"),
             WeightRenaming(".attn_out", ".self_attn.o_proj"),
             WeightRenaming(".ff_proj", ".mlp.gate_proj"),
-            WeightRenaming(".up_proj", ".mlp.up_proj"),
+            WeightRenaming(r"(?<!mlp)\.up_proj", ".mlp.up_proj"),
             WeightRenaming(".ff_out", ".mlp.down_proj"),
         ],
         overwrite=True,

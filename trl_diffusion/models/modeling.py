@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from ..generation.mixin import DiffusionGenerationMixin
 
@@ -61,6 +63,13 @@ class DiffusionModelMixin(DiffusionGenerationMixin):
                 "config.json belongs to them."
             )
         return (model, info) if output_loading_info else model
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Take the family's Hub names as well as the library's: a trainer that resumes reads a saved folder's tensors
+        straight into the model, and would find none of them under the names it looks for."""
+        renamings = [rule for rule in get_model_conversion_mapping(self) if isinstance(rule, WeightRenaming)]
+        renamed = {apply_renamings(key, renamings): value for key, value in state_dict.items()}
+        return super().load_state_dict(renamed, strict=strict, assign=assign)
 
     def token_logits(self, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
         """See [`token_logits`]."""

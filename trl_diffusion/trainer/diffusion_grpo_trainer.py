@@ -20,10 +20,11 @@ from .card import DiffusionCardMixin
 from .checks import check_dataset, check_model_source, check_peft_config, settle_mask_token
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
+from .resume import ResumableRolloutsMixin
 from .rewards import checked_reward
 
 
-class DiffusionGRPOTrainer(DiffusionCardMixin, GRPOTrainer):
+class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrainer):
     """
     TRL's [`~trl.GRPOTrainer`] for masked diffusion language models, and the base of the other RL trainers. Prompts,
     rewards, groups, advantages, logging and the Hub are TRL's. The changes are:

@@ -1,0 +1,155 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+import torch
+from conftest import random_model
+from datasets import Dataset
+from peft import LoraConfig
+
+from trl_diffusion import DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion.tasks import character_tokenizer
+
+
+def config(tmp_path, **kwargs):
+    settings = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return DiffusionSFTConfig(**{**settings, **kwargs})
+
+
+def rows(count=8):
+    return Dataset.from_dict({"prompt": ["0123", "012"] * (count // 2), "completion": ["1234", "33"] * (count // 2)})
+
+
+def trainer(model, tokenizer, tmp_path, dataset=None, **kwargs):
+    return DiffusionSFTTrainer(
+        model, config(tmp_path), train_dataset=dataset or rows(), processing_class=tokenizer, **kwargs
+    )
+
+
+def test_the_loss_equals_a_slow_loop(family, tokenizer, tmp_path, monkeypatch):
+    model = random_model(family, tokenizer, block_length=4) if family == "sdar" else random_model(family, tokenizer)
+    sft = trainer(model, tokenizer, tmp_path)
+    batch = sft.data_collator([sft.train_dataset[0], sft.train_dataset[1]])
+    drawn = []
+    import trl_diffusion.trainer.diffusion_sft_trainer as module
+
+    original = module.random_view
+    monkeypatch.setattr(module, "random_view", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1])
+    torch.manual_seed(5)
+    loss = sft.compute_loss(sft.model, batch).item()
+    view, ids = drawn[0], batch["input_ids"]
+    prompt_lengths = [4, 3]
+    lengths = batch["attention_mask"].sum(1).tolist()
+    assert lengths == [9, 6]  # prompt, completion, EOS
+    assert view.masked.any()
+    total = 0.0
+    for row in range(2):
+        assert not view.masked[row, : prompt_lengths[row]].any() and not view.masked[row, lengths[row] :].any()
+        for position in view.masked[row].nonzero().flatten().tolist():
+            state = ids[row, : lengths[row]].clone()
+            noisy = view.masked[row, : lengths[row]]
+            kwargs = {}
+            if family == "sdar":
+                block = torch.arange(len(state)) // 4
+                noisy = noisy & (block == position // 4)  # earlier blocks are clean, later ones out of sight
+                kwargs["attention_mask"] = (block[:, None] >= block[None])[None, None]
+            state[noisy] = tokenizer.mask_token_id
+            with torch.no_grad():
+                log_probs = model(state[None], **kwargs).logits[0, position].double().log_softmax(-1)
+            total -= log_probs[ids[row, position]].item() * view.weight[row, position].item()
+    trainable = (batch["labels"] != -100).sum().item()
+    assert loss == pytest.approx(total / trainable, rel=1e-5)
+
+
+def test_all_parameters_are_trained_and_the_loss_is_logged(family, tokenizer, tmp_path):
+    sft = trainer(random_model(family, tokenizer), tokenizer, tmp_path)
+    before = {name: parameter.clone() for name, parameter in sft.model.named_parameters()}
+    sft.train()
+    assert sft.state.log_history[-1]["train_loss"] is not None
+    for name, parameter in sft.model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+def test_a_short_run_learns_the_data(tokenizer, tmp_path):
+    model = random_model("llada", tokenizer, spread=0.1)
+    sft = DiffusionSFTTrainer(
+        model,
+        config(tmp_path, max_steps=60, learning_rate=5e-3, per_device_train_batch_size=8),
+        train_dataset=Dataset.from_dict({"prompt": ["0123"] * 8, "completion": ["3210"] * 8}),
+        processing_class=tokenizer,
+    )
+    sft.train()
+    prompt = torch.tensor([tokenizer("0123")["input_ids"]])
+    text = tokenizer.decode(model.generate(prompt, max_new_tokens=5)[0, 4:], skip_special_tokens=True)
+    assert text == "3210"
+
+
+def test_evaluation_is_deterministic(tokenizer, tmp_path):
+    sft = trainer(random_model("llada", tokenizer), tokenizer, tmp_path, eval_dataset=rows(4))
+    first = sft.evaluate()["eval_loss"]
+    torch.rand(7)
+    assert sft.evaluate()["eval_loss"] == first
+
+
+def test_lora_changes_the_adapter_alone(family, tokenizer, tmp_path):
+    sft = trainer(
+        random_model(family, tokenizer), tokenizer, tmp_path, peft_config=LoraConfig(target_modules="all-linear", r=2)
+    )
+    before = {name: parameter.clone() for name, parameter in sft.model.named_parameters()}
+    sft.train()
+    for name, parameter in sft.model.named_parameters():
+        # B starts at 0; A gets its first gradient once B has moved.
+        assert torch.equal(before[name], parameter) == ("lora_" not in name), name
+
+
+def test_the_card_says_what_was_done(tokenizer, tmp_path):
+    sft = trainer(random_model("llada", tokenizer), tokenizer, tmp_path)
+    sft.create_model_card(model_name="tiny")
+    card = (tmp_path / "README.md").read_text()
+    assert "Diffusion SFT" in card and "2502.09992" in card and "min_noise_level" in card
+
+
+@pytest.mark.parametrize(
+    "settings, field",
+    [
+        ({"packing": True}, "packing=True"),
+        ({"padding_free": True}, "padding_free=True"),
+        ({"loss_type": "dft"}, "loss_type='dft'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+        ({"min_noise_level": 0.0}, "min_noise_level=0.0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings, field, tmp_path):
+    with pytest.raises(ValueError, match=field):
+        config(tmp_path, **settings)
+
+
+def test_an_empty_dataset_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        DiffusionSFTTrainer(
+            random_model("llada", tokenizer),
+            config(tmp_path),
+            train_dataset=rows().select([]),
+            processing_class=tokenizer,
+        )
+
+
+def test_a_model_without_a_mask_token_is_refused(tmp_path):
+    tokenizer = character_tokenizer("01234")
+    model = random_model("llada", tokenizer)
+    model.config.mask_token_id = None
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="No mask token"):
+        trainer(model, tokenizer, tmp_path)

@@ -1,0 +1,62 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Resuming a run of reinforcement learning exactly where it stopped."""
+
+import os
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.trainer.utils import RepeatSampler
+
+
+class EpochRepeatSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on the epoch, not on how often it was iterated in this process."""
+
+    def set_epoch(self, epoch: int):
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class ResumableRolloutsMixin:
+    """Saves what TRL's GRPOTrainer forgets in a checkpoint: its step counter and the rollouts still to be trained on.
+
+    TRL starts again with an empty buffer and a counter of 0, so that a checkpoint between two generations goes on
+    with other rollouts, and its sampler starts again with the first epoch's order.
+    """
+
+    def _get_train_sampler(self, dataset=None):
+        dataset = self.train_dataset if dataset is None else dataset
+        return EpochRepeatSampler(
+            data_source=dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _rollout_state_path(self, folder: str) -> str:
+        return os.path.join(folder, f"rollouts_{self.accelerator.process_index}.pt")
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        path = self._rollout_state_path(folder)
+        os.makedirs(folder, exist_ok=True)
+        torch.save({"step": self._step, "rollouts": self._buffered_inputs}, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._rollout_state_path(checkpoint)
+        if not os.path.exists(path):
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint!r} has no {os.path.basename(path)}: it was not written by "
+                f"{type(self).__name__} with {self.accelerator.num_processes} process(es). Start from its weights "
+                "instead (model=…)."
+            )
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        self._step, self._buffered_inputs = state["step"], state["rollouts"]
