@@ -6,6 +6,11 @@
 from pathlib import Path
 
 
+def tiny_checkpoints() -> list[str]:
+    """Names of the tiny checkpoints, sorted."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.json"))
+
+
 def tiny_checkpoint(name: str) -> Path:
     """Folder of a tiny checkpoint, for `from_pretrained`.
 
@@ -16,8 +21,6 @@ def tiny_checkpoint(name: str) -> Path:
     Raises:
         ValueError: there is none of that name.
     """
-    folder = Path(__file__).parent
-    names = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    if name not in names:
-        raise ValueError(f"name={name!r} is not a tiny checkpoint. There are: {', '.join(names)}.")
-    return folder / name
+    if name not in tiny_checkpoints():
+        raise ValueError(f"name={name!r} is not a tiny checkpoint. There are: {', '.join(tiny_checkpoints())}.")
+    return Path(__file__).parent / name

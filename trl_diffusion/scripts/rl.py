@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, ProgressCallback, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..checkpoints import tiny_checkpoint
+from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..evaluation import complete
 from ..generation import DiffusionGenerationConfig
 from ..trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
@@ -79,7 +79,7 @@ def run_rl(
     started = time.perf_counter()
     set_seed(config.seed)
     name = model_args.model_name_or_path
-    path = str(tiny_checkpoint(name)) if name.startswith("sudoku-") and not os.path.exists(name) else name
+    path = str(tiny_checkpoint(name)) if name in tiny_checkpoints() and not os.path.exists(name) else name
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
     config.model_init_kwargs = {
         "revision": model_args.model_revision,

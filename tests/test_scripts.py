@@ -1,0 +1,210 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+import trl_diffusion.scripts.tasks as tasks
+from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
+from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
+from trl_diffusion.evaluation import complete
+from trl_diffusion.scripts.rl import RLScriptArguments, run_rl
+from trl_diffusion.tasks import character_tokenizer, greedy_row_fill, sudoku_dataset, sudoku_reward
+from trl_diffusion.tasks.math import map_gsm8k
+
+
+ROOT = Path(__file__).parents[1]
+D1_FILE = ROOT / ".." / "shared" / "data" / "4x4_test_sudoku.csv"
+CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+GSM8K = Dataset.from_dict(
+    {
+        "question": ["Ann has 3 pens and buys 1,200 more. How many?", "What is 2 - 7?"],
+        "answer": ["3+1200 = <<3+1200=1203>>1,203\n#### 1,203", "It is negative.\n#### -5"],
+    }
+)
+
+
+# Tasks
+
+
+def test_sudoku_task_is_split_by_solution():
+    task = tasks.load_rl_task("sudoku", num_test=32, seed=3)
+    assert not set(task.train_dataset["solution"]) & set(task.test_dataset["solution"])
+    assert len(task.test_dataset) == 32 and task.reward_funcs == [sudoku_reward]
+    assert task.metrics(task.test_dataset["solution"], task.test_dataset) == {"solve_rate": 1.0, "cell_accuracy": 1.0}
+    # The held-out rows do not move with the seed.
+    assert tasks.load_rl_task("sudoku", num_test=32, seed=4).test_dataset[:] == task.test_dataset[:]
+
+
+@pytest.mark.skipif(not D1_FILE.exists(), reason="shared/data/4x4_test_sudoku.csv is absent: its rows are not checked")
+def test_the_d1_file_is_a_test_set():
+    task = tasks.load_rl_task(str(D1_FILE))
+    assert len(task.test_dataset) == 500 and set(task.test_dataset.column_names) >= {"prompt", "puzzle", "solution"}
+
+
+def test_gsm8k_rows_become_prompts_with_a_verifiable_answer():
+    rows = map_gsm8k(GSM8K)
+    assert rows["solution"][:] == ["1203", "-5"]
+    assert rows[0]["prompt"][0]["role"] == "user" and "\\boxed{}" in rows[0]["prompt"][0]["content"]
+    rewards = [
+        tasks.load_reward("accuracy_reward")(
+            [[{"role": "assistant", "content": text}] for text in texts], list(rows["solution"])
+        )
+        for texts in (["So \\boxed{1203}", "\\boxed{-5}"], ["\\boxed{1,203}", "\\boxed{5}"], ["1204", "five"])
+    ]
+    assert rewards == [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_gsm8k_row_without_its_answer_is_named():
+    with pytest.raises(ValueError, match="answer of row 0"):
+        map_gsm8k(Dataset.from_dict({"question": ["1+1?"], "answer": ["two"]}))
+
+
+def test_rewards_are_found_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_module.py").write_text("def constant(completions, **kwargs):\n    return [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    assert tasks.load_reward("my_rewards_module.constant")([]) == [1.0]
+    assert tasks.load_reward("sudoku_reward") is sudoku_reward
+    for name in ("no_such_reward", "my_rewards_module.missing", "no_such_module.reward"):
+        with pytest.raises(ValueError, match=name):
+            tasks.load_reward(name)
+    with pytest.raises(ValueError, match="has no reward of its own"):
+        tasks.load_rl_task("someone/some-dataset")
+
+
+# Evaluation
+
+
+def test_completions_do_not_depend_on_the_batch_size(family):
+    tokenizer = character_tokenizer("01234")
+    model = random_model(family, tokenizer)
+    prompts = ["0123", "01", "3", "44321", "2222"]
+    config = DiffusionGenerationConfig(max_new_tokens=9, temperature=1.0, seed=5, eos_token_id=1, pad_token_id=0)
+    results = [complete(model, tokenizer, prompts, config, batch_size) for batch_size in (1, 2, 5)]
+    assert results[0] == results[1] == results[2]
+    assert len(set(results[0].texts)) > 1
+    assert all(len(text) <= 9 for text in results[0].texts)
+
+
+def test_conversations_go_through_the_chat_template():
+    tokenizer = character_tokenizer("01234>")
+    tokenizer.chat_template = CHAT
+    model = random_model("llada", tokenizer)
+    config = DiffusionGenerationConfig(max_new_tokens=4, eos_token_id=1, pad_token_id=0)
+    chat = complete(model, tokenizer, [[{"role": "user", "content": "012"}]], config)
+    plain = complete(model, tokenizer, ["012>"], config)
+    assert chat == plain
+
+
+def test_nothing_to_complete_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="prompts is empty"):
+        complete(random_model("llada", tokenizer), tokenizer, [], DiffusionGenerationConfig())
+
+
+# The tiny checkpoints
+
+
+def test_there_are_two_tiny_checkpoints_under_two_megabytes():
+    assert tiny_checkpoints() == ["sudoku-llada-tiny", "sudoku-sdar-tiny"]
+    for name in tiny_checkpoints():
+        size = sum(path.stat().st_size for path in tiny_checkpoint(name).iterdir())
+        assert size < 2e6, (name, size)
+        assert (ROOT / "model_cards" / f"{name}.md").exists()
+    with pytest.raises(ValueError, match="sudoku-llada-huge"):
+        tiny_checkpoint("sudoku-llada-huge")
+
+
+@pytest.mark.parametrize("name", ["sudoku-llada-tiny", "sudoku-sdar-tiny"])
+def test_a_tiny_checkpoint_follows_the_wrong_procedure_and_knows_better(name):
+    path = tiny_checkpoint(name)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    assert type(model.generation_config) is DiffusionGenerationConfig
+    rows = sudoku_dataset("test", 64, num_clues=(5, 6))
+    puzzles, solutions = list(rows["puzzle"]), list(rows["solution"])
+    config = model.generation_config
+    greedy = complete(model, tokenizer, puzzles, config).texts
+    assert sum(a == b for a, b in zip(greedy, solutions, strict=True)) / 64 < 0.15
+    assert sum(a == greedy_row_fill(b) for a, b in zip(greedy, puzzles, strict=True)) / 64 > 0.4
+    # Eight samples a puzzle, in a random order so that no mode is favoured: some puzzles are solved at least once.
+    sampled = DiffusionGenerationConfig(max_new_tokens=17, unmasking="random", temperature=1.0, seed=0, eos_token_id=1)
+    texts = complete(model, tokenizer, puzzles * 8, sampled, batch_size=256).texts
+    solved = {
+        puzzle for puzzle, text, solution in zip(puzzles * 8, texts, solutions * 8, strict=True) if text == solution
+    }
+    assert len(solved) / 64 > 0.2
+
+
+# Whole runs
+
+
+def test_the_demo_script_saves_a_model_a_card_and_results(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "tracerl.py"),
+        "--output_dir",
+        str(tmp_path),
+        "--max_steps",
+        "2",
+    ]
+    command += ["--num_test", "16", "--per_device_train_batch_size", "16", "--logging_steps", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "solve rate" in run.stdout and "results.json" in run.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) >= {"solve_rate_before", "solve_rate_after", "reward_curve", "seconds", "seed", "config"}
+    assert [point["step"] for point in results["reward_curve"]] == [1, 2]
+    assert results["config"]["num_denoising_steps"] == 8 and results["config"]["max_completion_length"] == 17
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint("sudoku-llada-tiny"))
+    assert not torch.equal(model.lm_head.weight, base.lm_head.weight)
+    assert "TraceRL" in (tmp_path / "README.md").read_text()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(tmp_path, monkeypatch):
+    """`--model_name_or_path <chat model> --dataset openai/gsm8k --use_peft`, with the dataset's rows made here."""
+    tokenizer = character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+    tokenizer.chat_template = CHAT
+    random_model("sdar", tokenizer, max_position_embeddings=512).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(tasks, "load_dataset", lambda *args: DatasetDict(train=GSM8K, test=GSM8K))
+    config = TraceRLConfig(
+        output_dir=str(tmp_path / "out"),
+        max_completion_length=8,
+        unmasking="threshold",
+        threshold=0.9,
+        num_generations=2,
+        per_device_train_batch_size=4,
+        max_steps=1,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+    )
+    model_args = ModelConfig(
+        model_name_or_path=str(tmp_path / "model"), use_peft=True, lora_target_modules="all-linear"
+    )
+    results = run_rl(TraceRLTrainer, RLScriptArguments(dataset="openai/gsm8k"), config, model_args)
+    assert 0 <= results["solve_rate_before"] <= 1 and results["reward_curve"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "datasets: openai/gsm8k" in card and "apply_chat_template" in card
+
+
+def test_the_package_imports_without_the_trainers():
+    """TRL takes seconds to load; whoever only generates does not pay for it."""
+    code = "import sys, trl_diffusion; sys.exit('trl' in sys.modules or 'peft' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
