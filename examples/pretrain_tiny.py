@@ -25,7 +25,7 @@ class TinyArguments:
     """The model and its data."""
 
     family: str = field(default="llada", metadata={"help": "Model family.", "choices": ["llada", "sdar"]})
-    num_examples: int = field(default=60_000, metadata={"help": "Rows of the training data."})
+    num_examples: int = field(default=180_000, metadata={"help": "Rows of the training data."})
     correct_fraction: float = field(default=0.4, metadata={"help": "Share of right solutions in the data."})
     hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
     num_layers: int = field(default=4, metadata={"help": "Layers of the model."})
@@ -36,7 +36,7 @@ class TinyArguments:
 class TinyConfig(DiffusionSFTConfig):
     """[`DiffusionSFTConfig`] with the values that the shipped checkpoints were trained with."""
 
-    max_steps: int = field(default=1400, metadata={"help": "Optimizer steps."})
+    max_steps: int = field(default=3000, metadata={"help": "Optimizer steps."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Puzzles per step."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
@@ -98,6 +98,7 @@ def main():
     )
     trainer.train()
     trainer.save_model(config.output_dir)
+    trainer.create_model_card()
 
 
 if __name__ == "__main__":

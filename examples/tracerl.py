@@ -28,9 +28,10 @@ from trl_diffusion.scripts.rl import RLScriptArguments, run_rl
 DEMO = Path(__file__).parent / "configs" / "tracerl_sudoku_tiny.yaml"
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
+    # TRL's parser knows `--config file`, not `--config=file`.
+    arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--") else [a])]
+    names = {argument.replace("-", "_") for argument in arguments if argument.startswith("-")}
     # A run without a model of its own is the demo; what the command line says comes on top of its settings.
-    if not {"--model_name_or_path", "--config", "-h", "--help"} & {argument.split("=")[0] for argument in arguments}:
-        arguments = ["--config", str(DEMO), *arguments]
+    own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help"}
     parser = TrlParser((RLScriptArguments, TraceRLConfig, ModelConfig))
-    run_rl(TraceRLTrainer, *parser.parse_args_and_config(arguments))
+    run_rl(TraceRLTrainer, *parser.parse_args_and_config(arguments if own else ["--config", str(DEMO), *arguments]))

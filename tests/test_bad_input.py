@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from conftest import random_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PromptTuningConfig
 from rl import generated_batch, prompts, rl_config, rl_trainer, share_of_ones
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -98,6 +98,8 @@ def test_a_prompt_too_long_is_found_before_training(model, tokenizer, tmp_path):
     "dataset, message",
     [
         (Dataset.from_dict({"prompt": []}), "train_dataset is empty"),
+        (IterableDataset.from_generator(lambda: iter(())), "train_dataset is empty"),
+        (Dataset.from_dict({"prompt": ["1", ""]}), r"train_dataset\[1\]\['prompt'\] has no tokens"),
         (Dataset.from_dict({"text": ["1"]}), "train_dataset has no column 'prompt'"),
     ],
 )
@@ -109,6 +111,11 @@ def test_unusable_datasets(model, tokenizer, tmp_path, dataset, message):
 def test_no_reward_function(model, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="reward_funcs"):
         rl_trainer("tracerl", model, tokenizer, tmp_path, reward=[])
+
+
+def test_a_model_built_in_memory_has_no_reference(model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="beta=0.1 needs a reference model"):
+        rl_trainer("tracerl", model, tokenizer, tmp_path, beta=0.1)
 
 
 async def async_nan(completions, **kwargs):
@@ -123,6 +130,8 @@ async def async_nan(completions, **kwargs):
         (lambda completions, **kwargs: [math.inf] * 8, "returned inf for completion 0"),
         (lambda completions, **kwargs: [None] * 8, "returned only None for all 8 completions"),
         (lambda completions, **kwargs: ["good"] * 8, "returned 'good' for completion 0"),
+        (lambda completions, **kwargs: 1.0, "returned 1.0: return a list"),
+        (lambda completions, **kwargs: None, "returned None: return a list"),
         (async_nan, "returned nan for completion 0"),
     ],
 )

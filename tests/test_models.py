@@ -10,7 +10,7 @@ from conftest import DATA, golden_model, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from trl_diffusion.models import LLaDAConfig, SDARConfig, diffusion_model, layout_mask
+from trl_diffusion.models import LLaDAConfig, SDARConfig, diffusion_model, layout_mask, token_positions
 
 
 TOLERANCE = 2e-5  # of the goldens, see their README
@@ -132,7 +132,45 @@ def test_a_checkpoint_with_missing_weights_is_refused(family, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("field, value", [("alibi", True), ("layer_norm_type", "default"), ("rope", False)])
+def test_weights_of_another_shape_are_refused(family, tmp_path):
+    shutil.copytree(DATA / "models" / family, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in weights if "q_proj" in key)
+    weights[name] = weights[name][:-1].contiguous()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+
+
+def test_a_broken_generation_config_is_not_replaced_by_defaults(family, tmp_path):
+    shutil.copytree(DATA / "models" / family, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text("{oops")
+    with pytest.raises(OSError, match="valid JSON"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_scaled_rope_is_written_in_the_hubs_fields(tmp_path):
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = SDARConfig(rope_theta=1e6, rope_scaling=dict(rope), max_position_embeddings=131072)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["rope_theta"] == 1e6 and saved["rope_scaling"] == rope and "rope_parameters" not in saved
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+
+
+def test_padded_rows_get_the_positions_of_unpadded_ones(family, tokenizer):
+    """In bf16 rotary embeddings feel a shift of all positions: sampler and scorer must give a row the same ones."""
+    model = random_model(family, tokenizer).to(torch.bfloat16)
+    mask = torch.cat([torch.zeros(1, 60), torch.ones(1, 8)], dim=1)
+    ids = torch.randint(3, 8, (1, 68))
+    implicit = logits(model, ids, attention_mask=mask)
+    explicit = logits(model, ids, attention_mask=mask, position_ids=token_positions(mask))
+    assert torch.equal(implicit[:, 60:], explicit[:, 60:])
+
+
+@pytest.mark.parametrize(
+    "field, value", [("include_bias", True), ("alibi", True), ("layer_norm_type", "default"), ("rope", False)]
+)
 def test_llada_fields_that_would_change_the_arithmetic_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         LLaDAConfig(**{field: value})

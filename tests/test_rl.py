@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel
 from rl import generated_batch, prompts, rl_trainer, share_of_ones
 from test_replay import slow_logprobs, visibility
 
+from trl_diffusion.models import diffusion_model
+
 
 def slow_row(model, inputs, row, name, shrinkage, temperature, block_length):
     """(log-probability, step) of each completion token of one row, with graph, by the definition in float64."""
@@ -43,8 +45,8 @@ def slow_row(model, inputs, row, name, shrinkage, temperature, block_length):
         keep = torch.arange(len(logits)) != model.mask_token_id
         log_probs = (logits.double() / temperature)[keep].log_softmax(-1)
         index = canvas[position] - (canvas[position] > model.mask_token_id).long()
-        # A view holds the same round of every block.
-        key = 0 if name == "grpo" else group[position]
+        # A step of the trajectory: in block-causal models every block has steps of its own.
+        key = 0 if name == "grpo" else (block[position], group[position])
         found[position] = (log_probs[index], key)
     return found
 
@@ -99,6 +101,76 @@ def test_old_log_probabilities_are_those_of_the_rollout(family, tokenizer, tmp_p
         )
         expected = slow_logprobs(model, rollout, row, 0.9) * inputs["completion_mask"][row]
         assert torch.allclose(inputs["old_per_token_logps"][row], expected, atol=1e-5)
+
+
+def test_a_block_that_is_not_the_models_own_is_used_everywhere(tokenizer, tmp_path):
+    """The config's block of 4 over a model of block 8, in the rollout, the old pass and the reference."""
+    random_model("sdar", tokenizer, block_length=8).save_pretrained(tmp_path / "model")
+    trainer = rl_trainer("tracerl", str(tmp_path / "model"), tokenizer, tmp_path, num_iterations=2, beta=0.1)
+    inputs = generated_batch(trainer)
+    model = trainer.model
+    for row in range(len(inputs["completion_ids"])):
+        rollout = SimpleNamespace(
+            prompt_ids=inputs["prompt_ids"],
+            prompt_mask=inputs["prompt_mask"],
+            canvas_ids=inputs["completion_ids"],
+            unmask_step=inputs["unmask_step"],
+            block_length=4,
+        )
+        expected = slow_logprobs(model, rollout, row, 0.9) * inputs["completion_mask"][row]
+        for name in ("old_per_token_logps", "ref_per_token_logps"):
+            assert torch.allclose(inputs[name][row], expected, atol=1e-5)
+    own = rl_trainer(
+        "tracerl", str(tmp_path / "model"), tokenizer, tmp_path, num_iterations=2, beta=0.1, block_length=None
+    )
+    diffusion_model(own.model).config.block_length = 2  # in memory alone: the reference on disk still says 8
+    inputs = generated_batch(own)
+    assert torch.allclose(inputs["old_per_token_logps"], inputs["ref_per_token_logps"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name, loss_type", [("tracerl", "step"), ("tracerl", "dapo"), ("grpo", "grpo")])
+def test_accumulated_micro_batches_equal_one_batch(family, tokenizer, tmp_path, name, loss_type):
+    results = []
+    for size, steps in ((8, 1), (2, 4)):
+        model = random_model(family, tokenizer)
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
+        rl_trainer(
+            name, model, tokenizer, tmp_path, loss_type=loss_type, learning_rate=0.1, max_steps=1, **settings
+        ).train()
+        results.append([parameter.detach().clone() for parameter in model.parameters()])
+    start = list(random_model(family, tokenizer).parameters())
+    assert max((a - b).abs().max() for a, b in zip(results[0], start, strict=True)) > 1e-3
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
+
+
+def test_every_generation_and_every_evaluation_batch_draws_anew(tokenizer, tmp_path):
+    trainer = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path)
+    trainer.model.train()
+    seeds = [trainer._row_seeds(4)]
+    trainer._step += 1
+    seeds.append(trainer._row_seeds(4))
+    trainer.model.eval()
+    seeds += [trainer._row_seeds(4), trainer._row_seeds(4)]
+    assert len({seed for rows in seeds for seed in rows}) == 16
+
+
+def test_scores_far_off_target_cannot_make_the_loss_nan(tokenizer, tmp_path):
+    trainer = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path, beta=0.0)
+    inputs = generated_batch(trainer)
+    views = trainer.draw_views(inputs)
+    assert len(views) > 1
+    # The old policy found one token next to impossible; with a positive advantage its own ratio is clipped.
+    inputs["old_per_token_logps"] = torch.full(inputs["completion_ids"].shape, -1.0)
+    inputs["old_per_token_logps"][0, views[1].target[0].nonzero()[0]] = -200.0
+    inputs["advantages"] = torch.ones(8)
+    trainer.current_gradient_accumulation_steps = 1
+    assert torch.isfinite(trainer._compute_loss(trainer.model, inputs))
+
+
+def test_filters_of_the_rollout_are_reported(tokenizer, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="trl_diffusion"):
+        rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path, top_p=0.9)
+    assert "top_p=0.9" in caplog.text
 
 
 def test_on_policy_runs_skip_the_old_pass(tokenizer, tmp_path):
@@ -237,6 +309,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(family, tokenizer, tmp_path):
     whole.train()
     again = rl_trainer("tracerl", random_model(family, tokenizer, seed=9), tokenizer, tmp_path / "b", **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    for (name, found), expected in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_a_run_resumed_in_a_later_epoch_sees_the_same_prompts(tokenizer, tmp_path):
+    # Two prompts a step of eight: an epoch is four steps, the checkpoint falls into the second.
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 6, "learning_rate": 0.01}
+    whole = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path / "a", **settings)
+    whole.train()
+    again = rl_trainer("tracerl", random_model("llada", tokenizer, seed=9), tokenizer, tmp_path / "b", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
     for (name, found), expected in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(found, expected), name
 

@@ -7,7 +7,7 @@ from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig
 
-from trl_diffusion import DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion import DiffusionSFTConfig, DiffusionSFTTrainer, MaskedView
 from trl_diffusion.tasks import character_tokenizer
 
 
@@ -48,6 +48,7 @@ def test_the_loss_equals_a_slow_loop(family, tokenizer, tmp_path, monkeypatch):
     original = module.random_view
     monkeypatch.setattr(module, "random_view", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1])
     torch.manual_seed(5)
+    sft.model.train()
     loss = sft.compute_loss(sft.model, batch).item()
     view, ids = drawn[0], batch["input_ids"]
     prompt_lengths = [4, 3]
@@ -101,6 +102,53 @@ def test_evaluation_is_deterministic(tokenizer, tmp_path):
     first = sft.evaluate()["eval_loss"]
     torch.rand(7)
     assert sft.evaluate()["eval_loss"] == first
+
+
+def test_the_noise_of_the_evaluation_follows_the_rows(tokenizer, tmp_path, monkeypatch):
+    sft = trainer(random_model("llada", tokenizer), tokenizer, tmp_path)
+    sft.model.eval()
+    batch = sft.data_collator([sft.train_dataset[row] for row in (0, 1)])
+    both = sft._fixed_view(batch["input_ids"], batch["attention_mask"], batch["labels"] != -100)
+    assert both.weight[0, 0] != both.weight[1, 0]  # rows of other tokens, other levels
+    alone = sft.data_collator([sft.train_dataset[1]])
+    view = sft._fixed_view(alone["input_ids"], alone["attention_mask"], alone["labels"] != -100)
+    width = alone["input_ids"].size(1)
+    assert torch.equal(view.masked[0], both.masked[1, :width])
+    assert view.weight[0, 0] == both.weight[1, 0]
+
+
+def test_accumulated_micro_batches_weigh_tokens_like_one_batch(family, tokenizer, tmp_path, monkeypatch):
+    """Rows of different lengths, in one batch of 8 or in 8 of one row: the same step."""
+    import trl_diffusion.trainer.diffusion_sft_trainer as module
+
+    def half(trainable, *args, **kwargs):
+        masked = trainable & (torch.arange(trainable.size(1)) % 2 == 0)
+        return MaskedView(masked, masked, torch.full(trainable.shape, 2.0))
+
+    monkeypatch.setattr(module, "random_view", half)
+    results = []
+    for size, steps in ((8, 1), (1, 8)):
+        model = random_model(family, tokenizer)
+        settings = config(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=1, optim="sgd"
+        )
+        DiffusionSFTTrainer(model, settings, train_dataset=rows(), processing_class=tokenizer).train()
+        results.append([parameter.detach().clone() for parameter in model.parameters()])
+    start = list(random_model(family, tokenizer).parameters())
+    assert max((a - b).abs().max() for a, b in zip(results[0], start, strict=True)) > 1e-3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("max_length, message", [(None, "train_dataset\\[1\\] has 131 tokens"), (3, "max_length=3")])
+def test_rows_that_do_not_fit_are_named(tokenizer, tmp_path, max_length, message):
+    dataset = Dataset.from_dict({"prompt": ["0123", "0" * 129], "completion": ["1", "1"]})
+    with pytest.raises(ValueError, match=message):
+        DiffusionSFTTrainer(
+            random_model("llada", tokenizer),
+            config(tmp_path, max_length=max_length),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
 
 
 def test_lora_changes_the_adapter_alone(family, tokenizer, tmp_path):

@@ -40,6 +40,7 @@ def complete(
     generation_config: DiffusionGenerationConfig,
     batch_size: int = 64,
     progress: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Completions:
     """Generate one completion per prompt, in batches of prompts padded on the left.
 
@@ -56,15 +57,19 @@ def complete(
             Prompts per batch.
         progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
+        chat_template_kwargs (`dict`, *optional*):
+            Passed to the chat template.
 
     Returns:
         [`Completions`], in the order of the prompts.
 
     Raises:
-        ValueError: there is no prompt, or the settings do not fit the model.
+        ValueError: there is no prompt, `batch_size` < 1, or the settings do not fit the model.
     """
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to complete.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     family = diffusion_model(model)
     device = next(family.parameters()).device
     texts, passes, lengths = [], [], []
@@ -73,8 +78,9 @@ def complete(
         if isinstance(batch[0], str):
             ids = tokenizer(batch)["input_ids"]
         else:
-            ids = tokenizer.apply_chat_template(batch, add_generation_prompt=True, tokenize=True, return_dict=True)
-            ids = ids["input_ids"]
+            ids = tokenizer.apply_chat_template(
+                batch, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+            )["input_ids"]
         padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(device)
         kwargs = {}
         if isinstance(generation_config.seed, int):

@@ -30,6 +30,7 @@ _OWN_DEFAULTS = {
     "num_denoising_steps": None,
     "unmasking": "low_confidence",
     "threshold": None,
+    "factor": None,
     "step_schedule": "even",
     "cache": "none",
     "seed": None,
@@ -56,6 +57,8 @@ class DiffusionGenerationConfig(GenerationConfig):
             `threshold`, and at least the step's even share (Fast-dLLM; SDAR's dynamic decoding).
         threshold (`float`, *optional*):
             For `unmasking="threshold"`, in (0, 1].
+        factor (`float`, *optional*):
+            Reserved for the factor rule; `None`.
         step_schedule (`str`, *optional*, defaults to `"even"`):
             How a block's tokens are shared out over its steps: `"even"`, earlier steps take the remainder (LLaDA).
         cache (`str`, *optional*, defaults to `"none"`):
@@ -121,14 +124,14 @@ class DiffusionGenerationConfig(GenerationConfig):
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "be at least 1")
         if self.block_length is not None:
             _require(
-                1 <= self.block_length <= self.max_new_tokens,
+                isinstance(self.block_length, int) and 1 <= self.block_length <= self.max_new_tokens,
                 "block_length",
                 self.block_length,
                 f"lie in 1..max_new_tokens={self.max_new_tokens}",
             )
         if self.num_denoising_steps is not None:
             _require(
-                1 <= self.num_denoising_steps <= self.max_new_tokens,
+                isinstance(self.num_denoising_steps, int) and 1 <= self.num_denoising_steps <= self.max_new_tokens,
                 "num_denoising_steps",
                 self.num_denoising_steps,
                 f"lie in 1..max_new_tokens={self.max_new_tokens}: a step commits at least one token",
@@ -148,6 +151,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             )
         else:
             _require(self.threshold is None, "threshold", self.threshold, "be None unless unmasking='threshold'")
+        _require(self.factor is None, "factor", self.factor, "be None: no unmasking rule uses it yet")
         _require(self.step_schedule == "even", "step_schedule", self.step_schedule, "be 'even'")
         _require(self.cache == "none", "cache", self.cache, "be 'none'")
         _require(self.temperature >= 0, "temperature", self.temperature, "be at least 0")

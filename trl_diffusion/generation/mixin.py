@@ -69,7 +69,9 @@ class DiffusionGenerationMixin(GenerationMixin):
                 subfolder=subfolder,
                 **kwargs,
             )
-        except OSError:
+        except OSError as error:
+            if "valid JSON" in str(error):
+                raise
             # The checkpoint has no generation_config.json: the special tokens of its config are all there is.
             self.generation_config = DiffusionGenerationConfig.from_model_config(self.config)
 

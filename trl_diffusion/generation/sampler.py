@@ -90,25 +90,17 @@ def row_generators(seed: int | list[int] | None, batch_size: int) -> list[torch.
 
 
 class _Noise:
-    """Uniform numbers of one block, drawn row by row in shapes that depend on the settings alone."""
+    """Uniform numbers of one step, drawn row by row in a shape that depends on the settings alone."""
 
-    def __init__(self, generators, plan: BlockPlan, block_length: int, greedy: bool, random_order: bool):
-        self.generators, self.slot = generators, plan.slot
-        self.shape = (plan.max_steps, block_length)
-        self.kinds = [kind for kind, wanted in (("token", not greedy), ("order", random_order)) if wanted]
-        self.values: dict[str, torch.Tensor] = {}
+    def __init__(self, generators: list[torch.Generator], plan: BlockPlan, block_length: int):
+        self.generators, self.slot, self.block_length = generators, plan.slot, block_length
 
-    def next_block(self, rows: list[int]):
-        shape = (len(self.generators), *self.shape)
-        for kind in self.kinds:
-            values = torch.zeros(shape, dtype=torch.float64)
-            for row in rows:
-                values[row] = torch.rand(self.shape, dtype=torch.float64, generator=self.generators[row])
-            self.values[kind] = values.to(self.slot.device)
-
-    def at(self, kind: str, rows: torch.Tensor, step: int) -> torch.Tensor:
-        """(R, C): the number of each canvas position's slot."""
-        return self.values[kind][rows, step].gather(1, self.slot[rows])
+    def draw(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R, C), fp64: for each of the R rows the numbers of a block, at each canvas position's slot."""
+        values = [
+            torch.rand(self.block_length, dtype=torch.float64, generator=self.generators[row]) for row in rows.tolist()
+        ]
+        return torch.stack(values).to(self.slot.device).gather(1, self.slot[rows])
 
 
 @torch.no_grad()
@@ -143,10 +135,9 @@ def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: 
     )
     forward_kwargs = {"block_length": block_length} if block_causal else {}
     eos_ids = config.eos_token_id
-    eos_ids = [] if eos_ids is None else [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
+    eos_ids = [eos_ids] if isinstance(eos_ids, int) else [token for token in eos_ids or [] if token is not None]
     greedy = config.temperature == 0
-    generators = [] if greedy and config.unmasking != "random" else row_generators(config.seed, batch_size)
-    noise = _Noise(generators, plan, block_length, greedy, config.unmasking == "random")
+    noise = _Noise(row_generators(config.seed, batch_size), plan, block_length)
 
     canvas = torch.full((batch_size, length), mask_id, dtype=torch.long, device=device)
     unmask_step = torch.zeros(batch_size, length, dtype=torch.int16, device=device)
@@ -160,7 +151,6 @@ def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: 
         block_rows = in_block.any(dim=1).nonzero().squeeze(1)
         if not len(block_rows):
             continue
-        noise.next_block(block_rows.tolist())
         masked_at_start = in_block.sum(dim=1)
         # A block-causal forward does not need what lies right of the block.
         end = int(in_block.any(dim=0).nonzero().max()) + 1 if block_causal else length
@@ -176,16 +166,18 @@ def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: 
             logits = model.token_logits(ids, positions, attention_mask=attention_mask, **forward_kwargs)  # (n, V)
             steps_done[rows] += 1
 
+            # LLaDA orders by the chosen token's probability at temperature 1, whatever it was drawn with.
             at_one = token_distribution(logits, mask_id)
             if greedy:
                 tokens, drawn_from = at_one.argmax(dim=-1), at_one
             else:
-                drawn_from = token_distribution(logits, mask_id, config.temperature, config.top_k, config.top_p)
-                tokens = draw(drawn_from, noise.at("token", rows, step)[candidates])
-            # LLaDA orders by the chosen token's probability at temperature 1, whatever it was drawn with.
+                drawn_from = at_one
+                if config.temperature != 1 or config.filters_tokens:
+                    drawn_from = token_distribution(logits, mask_id, config.temperature, config.top_k, config.top_p)
+                tokens = draw(drawn_from, noise.draw(rows)[candidates])
             confidence = torch.zeros(candidates.shape, dtype=torch.float32, device=device)
             confidence[candidates] = at_one.gather(1, tokens[:, None]).squeeze(1).exp().float()
-            scores = noise.at("order", rows, step) if config.unmasking == "random" else confidence
+            scores = noise.draw(rows) if config.unmasking == "random" else confidence
             share = even_share(masked_at_start[rows], step, plan.steps[rows, block])
             committed, below = commit(scores, candidates, share, config.threshold)
 

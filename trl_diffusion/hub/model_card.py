@@ -15,7 +15,8 @@ def diffusion_model_card(
     model_name: str,
     repo_id: str,
     base_model: str | None,
-    is_adapter: bool,
+    adapter_base: str | None,
+    tiny_base: bool,
     dataset_name: str | None,
     tags: list[str],
     trainer_name: str,
@@ -24,6 +25,8 @@ def diffusion_model_card(
     citation: str,
     settings: dict[str, Any],
     generation: dict[str, Any],
+    rewards: list[str],
+    figures: dict[str, tuple[float, float]] | None,
 ) -> ModelCard:
     """Write the card of a trained model from the package's template.
 
@@ -33,9 +36,11 @@ def diffusion_model_card(
         repo_id (`str`):
             What the quick start loads: a Hub id or a folder.
         base_model (`str`, *optional*):
-            Hub id of the model that was trained further; needed for adapters.
-        is_adapter (`bool`):
-            Whether the repository holds a PEFT adapter.
+            Hub id of the model that was trained further.
+        adapter_base (`str`, *optional*):
+            Python source of what the base of an adapter is loaded from; `None` if the repository holds a whole model.
+        tiny_base (`bool`):
+            Whether that source calls `tiny_checkpoint`.
         dataset_name (`str`, *optional*):
             Hub id of the training data.
         tags (`list[str]`):
@@ -45,7 +50,11 @@ def diffusion_model_card(
         settings (`dict`):
             Training settings to list.
         generation (`dict`):
-            Generation settings for the quick start.
+            `prompt`, `conversational` and `settings` of the quick start.
+        rewards (`list[str]`):
+            Names of the reward functions.
+        figures (`dict[str, tuple[float, float]]`, *optional*):
+            Metric -> (before, after), as measured.
 
     Returns:
         [`~huggingface_hub.ModelCard`].
@@ -65,7 +74,9 @@ def diffusion_model_card(
         model_name=model_name,
         repo_id=repo_id,
         base_model=base_model,
-        is_adapter=is_adapter,
+        is_adapter=adapter_base is not None,
+        adapter_base=adapter_base,
+        tiny_base=tiny_base,
         dataset_name=dataset_name,
         trainer_name=trainer_name,
         paper_title=paper_title,
@@ -73,5 +84,7 @@ def diffusion_model_card(
         citation=citation,
         settings=settings,
         generation=generation,
+        rewards=rewards,
+        figures=figures,
         versions={package: version(package) for package in packages},
     )

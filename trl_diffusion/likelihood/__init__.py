@@ -4,7 +4,7 @@
 """Likelihoods as sets of masked views: draw, score, combine."""
 
 from .scoring import ViewScores, backward_by_view, score_view, score_views, view_logits
-from .views import MaskedView, block_trace_masks, fully_masked_view, random_view, trace_masks
+from .views import MaskedView, block_trace_masks, canvas_blocks, fully_masked_view, random_view, trace_masks
 
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ViewScores",
     "backward_by_view",
     "block_trace_masks",
+    "canvas_blocks",
     "fully_masked_view",
     "random_view",
     "score_view",

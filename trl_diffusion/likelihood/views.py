@@ -19,30 +19,34 @@ class MaskedView:
             Positions whose token is scored; a subset of `masked`.
         weight (`torch.FloatTensor` of shape (B, C), *optional*):
             Factor of each target's log-probability, e.g. 1/t. `None`: 1 everywhere.
+        group (`torch.LongTensor` of shape (B, C), *optional*):
+            Targets of a row in the same group were committed in the same step. `None`: all of them; a view of a
+            block-causal model joins steps of several blocks, and its groups are the blocks.
     """
 
     masked: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor | None = None
+    group: torch.Tensor | None = None
 
 
 def _dense_rank(unmask_step: torch.Tensor, group: torch.Tensor, num_groups: int) -> torch.Tensor:
     """0-based rank of each position's step among the distinct steps of its group; -1 where nothing was drawn.
 
-    Shapes: `unmask_step` and `group` (B, C); the rank is (B, C).
+    Shapes: `unmask_step` and `group` (B, C); the rank is (B, C). By sorting, so that memory stays linear in C.
     """
-    batch_size, length = unmask_step.shape
-    if not length:
-        return unmask_step.long()
     steps = unmask_step.long()
-    num_steps = int(steps.max()) + 1
-    present = torch.zeros(batch_size, num_groups * num_steps, dtype=torch.long, device=steps.device)
-    present.scatter_(1, group * num_steps + steps, 1)
-    present = present.view(batch_size, num_groups, num_steps)
-    present[:, :, 0] = 0  # step 0 means not drawn
-    rank = present.cumsum(dim=2) - 1
-    rank = rank.view(batch_size, -1).gather(1, group * num_steps + steps)
-    return torch.where(steps > 0, rank, -1)
+    if not steps.numel():
+        return steps
+    key, order = (group * (int(steps.max()) + 1) + steps).sort(dim=1)
+    drawn, group = steps.gather(1, order) > 0, group.gather(1, order)
+    new = drawn & torch.cat([torch.ones_like(drawn[:, :1]), key.diff(dim=1) != 0], dim=1)
+    count = new.long().cumsum(dim=1)  # distinct steps up to here, over all groups of the row
+    per_group = torch.zeros(len(steps), num_groups, dtype=torch.long, device=steps.device)
+    per_group.scatter_add_(1, group, new.long())
+    before = per_group.cumsum(dim=1) - per_group
+    rank = torch.where(drawn, count - 1 - before.gather(1, group), -1)
+    return torch.empty_like(rank).scatter_(1, order, rank)
 
 
 def _views_of_rank(rank: torch.Tensor, shrinkage: int, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,11 +130,16 @@ def block_trace_masks(
     """
     if block_length < 1:
         raise ValueError(f"block_length={block_length} must be at least 1.")
-    length = unmask_step.size(1)
-    start = torch.zeros(len(unmask_step), dtype=torch.long) if offset is None else offset
-    position = start.to(unmask_step.device)[:, None] + torch.arange(length, device=unmask_step.device)
-    num_blocks = -(-(length + block_length - 1) // block_length) if length else 0
-    return _views_of_rank(_dense_rank(unmask_step, position // block_length, num_blocks), shrinkage, mask)
+    blocks = canvas_blocks(unmask_step.shape, block_length, offset, unmask_step.device)
+    return _views_of_rank(_dense_rank(unmask_step, blocks, int(blocks.max()) + 1), shrinkage, mask)
+
+
+def canvas_blocks(
+    shape: tuple[int, int], block_length: int, offset: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Block of each canvas position, 0 for that of the first one: (B, C). Arguments as in [`block_trace_masks`]."""
+    position = torch.arange(shape[1], device=device).expand(shape)
+    return (position if offset is None else position + offset.to(device)[:, None]) // block_length
 
 
 def fully_masked_view(maskable: torch.Tensor) -> MaskedView:

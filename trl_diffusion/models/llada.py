@@ -16,7 +16,8 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling import DiffusionModelMixin
+from .attention import token_positions
+from .modeling import DiffusionModelMixin, hub_rope_fields
 
 
 # Hub field -> Llama field.
@@ -30,8 +31,6 @@ _HUB_FIELDS = {
     "max_sequence_length": "max_position_embeddings",
     "activation_type": "hidden_act",
     "weight_tying": "tie_word_embeddings",
-    "include_qkv_bias": "attention_bias",
-    "include_bias": "mlp_bias",
     "init_std": "initializer_range",
 }
 # Hub fields that would change the arithmetic: the value that Llama computes, and the only one accepted.
@@ -42,6 +41,8 @@ _FIXED_HUB_FIELDS = {
     "layer_norm_type": "rms",
     "attention_layer_norm": False,
     "bias_for_layer_norm": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
     "scale_logits": False,
     "input_emb_norm": False,
     "embedding_dropout": 0.0,
@@ -103,11 +104,7 @@ class LLaDAConfig(LlamaConfig):
             output[hub_field] = output[field]
         for field in set(_HUB_FIELDS.values()) - {"vocab_size"}:
             del output[field]
-        rope = output.pop("rope_parameters", None) or {}
-        if rope.get("rope_type", "default") != "default":
-            output["rope_parameters"] = rope
-        else:
-            output["rope_theta"] = rope.get("rope_theta", 10000.0)
+        output.update(hub_rope_fields(output.pop("rope_parameters", None)))
         output.update(_FIXED_HUB_FIELDS)
         return output
 
@@ -134,6 +131,8 @@ class LLaDAModelLM(DiffusionModelMixin, LlamaForCausalLM):
                 Tokens, [MASK] where nothing is known yet.
             attention_mask (`torch.Tensor` of shape (B, L), *optional*):
                 0 on padding, left or right.
+            position_ids (`torch.LongTensor` of shape (B, L), *optional*):
+                Defaults to the positions counted from the first real token.
             labels (`torch.LongTensor` of shape (B, L), *optional*):
                 Tokens to predict at their own positions, -100 elsewhere. The loss is their mean cross-entropy.
             block_length (`int`, *optional*):
@@ -146,6 +145,10 @@ class LLaDAModelLM(DiffusionModelMixin, LlamaForCausalLM):
         """
         if block_length is not None:
             raise ValueError(f"block_length={block_length}: LLaDA attends to the whole sequence; leave it out.")
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Rotary embeddings depend on distances alone in exact arithmetic, not quite in bf16: a row must get the
+            # same positions whatever it is padded with.
+            position_ids = token_positions(attention_mask)
         output = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )

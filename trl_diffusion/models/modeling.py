@@ -4,15 +4,19 @@
 """What every diffusion language model here offers to the code above it."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.utils import logging
 
 from ..generation.mixin import DiffusionGenerationMixin
+
+
+logger = logging.get_logger(__name__)
 
 
 class DiffusionModelMixin(DiffusionGenerationMixin):
@@ -51,11 +55,15 @@ class DiffusionModelMixin(DiffusionGenerationMixin):
         Raises:
             ValueError: the checkpoint lacks weights of the model, or has weights of other shapes. transformers would
                 initialise those at random and go on.
+            RuntimeError: as transformers, for weights of other shapes without `ignore_mismatched_sizes`.
         """
-        # trust_remote_code is dropped: these classes replace the remote code of their family.
-        kwargs.pop("trust_remote_code", None)
+        if kwargs.pop("trust_remote_code", None):
+            logger.warning(
+                f"trust_remote_code=True has no effect: {cls.__name__} replaces the remote code of its family."
+            )
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        absent = sorted(str(key) for key in info["missing_keys"])
+        # Mismatched weights come as (name, shape found, shape wanted).
+        absent = sorted(str(key) for key in {*info["missing_keys"], *info["mismatched_keys"]})
         if absent:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the checkpoint lacks {len(absent)} weights of {cls.__name__} "
@@ -78,6 +86,13 @@ class DiffusionModelMixin(DiffusionGenerationMixin):
     def masked_token_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the labels that are not -100, each at its own position (no shift to the right)."""
         return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100)
+
+
+def hub_rope_fields(rope_parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """transformers 5's `rope_parameters` in the fields that the Hub's configs and other tools use."""
+    rope = dict(rope_parameters or {})
+    theta = rope.pop("rope_theta", 10000.0)
+    return {"rope_theta": theta, **({"rope_scaling": rope} if rope.get("rope_type", "default") != "default" else {})}
 
 
 def diffusion_model(model: nn.Module) -> DiffusionModelMixin:

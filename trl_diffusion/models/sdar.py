@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3For
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .attention import layout_mask, token_positions
-from .modeling import DiffusionModelMixin
+from .modeling import DiffusionModelMixin, hub_rope_fields
 
 
 # The published SDAR and TraDo checkpoints name neither in their config.
@@ -47,7 +47,7 @@ class SDARConfig(Qwen3Config):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
-        self.block_length = kwargs.pop("block_size", self.block_length)
+        self.block_length = kwargs.pop("block_size", None) or self.block_length
         if self.block_length < 1:
             raise ValueError(f"config.block_length={self.block_length} must be at least 1.")
         if self.mask_token_id is None and self.vocab_size == _QWEN3_VOCAB_SIZE:
@@ -68,10 +68,7 @@ class SDARConfig(Qwen3Config):
         """The config in the Hub's field names."""
         output = super().to_dict()
         output["block_size"] = output.pop("block_length")
-        rope = output.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") == "default":
-            output.pop("rope_parameters", None)
-            output["rope_theta"] = rope.get("rope_theta", 10000.0)
+        output.update(hub_rope_fields(output.pop("rope_parameters", None)))
         return output
 
 

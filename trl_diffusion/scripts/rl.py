@@ -6,7 +6,8 @@
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import Any
 
 from rich.console import Console
@@ -31,9 +32,9 @@ class RLScriptArguments:
         reward_funcs (`list[str]`, *optional*):
             `sudoku_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's own.
         num_test (`int`, *optional*):
-            Held-out rows to evaluate on; 0 evaluates on none.
-        eval_batch_size (`int`, *optional*, defaults to 64):
-            Prompts per batch of the evaluation.
+            Held-out rows to evaluate on: 256 for generated Sudoku, else all. 0 evaluates on none.
+        test_batch_size (`int`, *optional*, defaults to 64):
+            Prompts per batch of that evaluation.
     """
 
     dataset: str = field(
@@ -45,9 +46,13 @@ class RLScriptArguments:
         metadata={"help": "sudoku_reward, names of trl.rewards, or dotted paths. Defaults to the dataset's own."},
     )
     num_test: int | None = field(
-        default=None, metadata={"help": "Held-out rows to evaluate on before and after; 0 skips the evaluation."}
+        default=None,
+        metadata={
+            "help": "Held-out rows to evaluate on before and after (default: 256 of generated Sudoku, else all); 0 "
+            "skips the evaluation."
+        },
     )
-    eval_batch_size: int = field(default=64, metadata={"help": "Prompts per batch of the evaluation."})
+    test_batch_size: int = field(default=64, metadata={"help": "Prompts per batch of the evaluation."})
 
 
 class RewardProgressCallback(ProgressCallback):
@@ -75,12 +80,26 @@ def run_rl(
     Returns:
         `dict`: `solve_rate_before`, `solve_rate_after` and other metrics before and after, `reward_curve`, `seconds`,
         `seed`, `config`.
+
+    Raises:
+        ValueError: no model is named, or a setting is wrong.
     """
     started = time.perf_counter()
     set_seed(config.seed)
     name = model_args.model_name_or_path
+    if not name:
+        raise ValueError("model_name_or_path is not set. Name a checkpoint, e.g. sudoku-llada-tiny.")
+    if model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters):
+        # PEFT knows default targets for the families of transformers, not for these.
+        model_args.lora_target_modules = "all-linear"
     path = str(tiny_checkpoint(name)) if name in tiny_checkpoints() and not os.path.exists(name) else name
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
+    # Before the config is changed: what the user asked for.
+    settings = {
+        "script": asdict(script_args),
+        "model": _without_secrets(asdict(model_args)),
+        "training": _without_secrets(config.to_dict()),
+    }
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -99,31 +118,28 @@ def run_rl(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RewardProgressCallback)
     evaluating = script_args.num_test != 0
-    before = _evaluate(trainer, task, script_args.eval_batch_size) if evaluating else {}
+    before = _evaluate(trainer, task, script_args.test_batch_size) if evaluating else {}
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    after = _evaluate(trainer, task, script_args.eval_batch_size) if evaluating else {}
+    after = _evaluate(trainer, task, script_args.test_batch_size) if evaluating else {}
 
-    curve = [{"step": log["step"], "reward": log["reward"]} for log in trainer.state.log_history if "reward" in log]
     results = {
         **{f"{metric}_before": value for metric, value in before.items()},
         **{f"{metric}_after": value for metric, value in after.items()},
-        "reward_curve": curve,
+        "reward_curve": [
+            {"step": log["step"], "reward": log["reward"]} for log in trainer.state.log_history if "reward" in log
+        ],
         "seconds": time.perf_counter() - started,
         "seed": config.seed,
-        "config": {
-            "model_name_or_path": name,
-            **vars(script_args),
-            **{key: value for key, value in config.to_sanitized_dict().items() if not key.endswith("token")},
-        },
+        "config": settings,
     }
+    trainer.card_figures = {metric: (before[metric], after[metric]) for metric in before} or None
     trainer.save_model(config.output_dir)
     if trainer.accelerator.is_main_process:
-        dataset_name = script_args.dataset if "/" in script_args.dataset else None
-        trainer.create_model_card(dataset_name=dataset_name)
+        trainer.create_model_card(dataset_name=task.hub_dataset)
         _write_json(results, os.path.join(config.output_dir, "results.json"))
         _print_report(results, before, after, config.output_dir)
     if config.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(dataset_name=task.hub_dataset)
     return results
 
 
@@ -141,37 +157,55 @@ def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> d
         eos_token_id=trainer.eos_token_ids,
         pad_token_id=trainer.processing_class.pad_token_id,
     )
-    model = trainer.accelerator.unwrap_model(trainer.model)
     prompts = list(task.test_dataset["prompt"])
-    completions = complete(
-        model,
-        trainer.processing_class,
-        prompts,
-        config,
-        batch_size,
-        progress=trainer.accelerator.is_main_process,
-    )
+    # Before training the model is not prepared yet, and would run without the autocast that it gets afterwards.
+    with trainer.accelerator.autocast():
+        completions = complete(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            prompts,
+            config,
+            batch_size,
+            progress=trainer.accelerator.is_main_process,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
     tokens_per_step = sum(completions.lengths) / len(prompts) / completions.forward_passes
     return {**task.metrics(completions.texts, task.test_dataset), "tokens_per_step": tokens_per_step}
 
 
+def _without_secrets(content: Any) -> Any:
+    """The same settings as JSON types, without tokens, at any depth."""
+    if isinstance(content, dict):
+        secret = ("token", "api_key", "password")
+        kept = {key: value for key, value in content.items() if not (value and str(key).lower().endswith(secret))}
+        return {str(key): _without_secrets(value) for key, value in kept.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_secrets(value) for value in content]
+    if isinstance(content, Enum):
+        return content.value
+    return content if content is None or isinstance(content, (bool, int, float, str)) else str(content)
+
+
 def _write_json(content: dict[str, Any], path: str):
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
+        json.dump(content, file, indent=2)
         file.write("\n")
     os.replace(f"{path}.tmp", path)
 
 
 def _print_report(results: dict[str, Any], before: dict[str, float], after: dict[str, float], output_dir: str):
-    table = Table(title="Held-out, greedy decoding at the rollouts' settings")
-    for column in ("metric", "before", "after"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for metric in before:
-        table.add_row(metric.replace("_", " "), f"{before[metric]:.3f}", f"{after[metric]:.3f}")
-    curve = results["reward_curve"]
-    if curve:
-        table.add_section()
-        table.add_row("training reward (sampled)", f"{curve[0]['reward']:.3f}", f"{curve[-1]['reward']:.3f}")
     console = Console()
-    console.print(table)
+    curve = results["reward_curve"]
+    if before or len(curve) > 1:
+        table = Table(title="Held-out rows, decoded greedily" if before else None)
+        for column in ("", "before", "after"):
+            table.add_column(column, justify="right" if column else "left")
+        for metric in before:
+            table.add_row(metric.replace("_", " "), f"{before[metric]:.3f}", f"{after[metric]:.3f}")
+        if len(curve) > 1:
+            table.add_section()
+            first, last = curve[0], curve[-1]
+            label = f"training reward (sampled; steps {first['step']} and {last['step']})"
+            table.add_row(label, f"{first['reward']:.3f}", f"{last['reward']:.3f}")
+        console.print(table)
     console.print(f"{results['seconds']:.0f} s. Model, card and results.json are in {output_dir}.")

@@ -3,16 +3,32 @@
 
 """Tasks for reinforcement learning, by the name of their dataset."""
 
+import asyncio
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from datasets import Dataset, load_dataset
+from transformers.utils import logging
 
-from ..tasks import cell_accuracy, read_csv, solve_rate, sudoku_dataset, sudoku_reward
+from ..tasks import (
+    cell_accuracy,
+    has_unique_solution,
+    read_csv,
+    solve_rate,
+    split_grids,
+    sudoku_dataset,
+    sudoku_reward,
+)
 from ..tasks.math import map_gsm8k
+from ..trainer.rewards import checked_reward
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -26,12 +42,15 @@ class RLTask:
             TRL reward functions.
         metrics (`Callable[[list[str], Dataset], dict[str, float]]`):
             Metrics of completion texts on held-out rows; `solve_rate` is one of them.
+        hub_dataset (`str`, *optional*):
+            Hub id of the data, for the model card; `None` where it is generated or a local file.
     """
 
     train_dataset: Dataset
     test_dataset: Dataset
     reward_funcs: list[Callable]
     metrics: Callable[[list[str], Dataset], dict[str, float]]
+    hub_dataset: str | None = None
 
 
 def _sudoku_metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
@@ -42,46 +61,43 @@ def _sudoku_metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
     }
 
 
-def _math_metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
-    from trl.rewards import accuracy_reward
-
-    messages = [[{"role": "assistant", "content": text}] for text in texts]
-    rewards = [reward for reward in accuracy_reward(messages, list(rows["solution"])) if reward is not None]
-    return {"solve_rate": sum(rewards) / len(rewards)}
-
-
 def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[list[str], Dataset], dict[str, float]]:
-    """Metrics of a dataset that is not known here: its own rewards, and the share of completions at the best one."""
+    """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
+    checked = [checked_reward(reward_func) for reward_func in reward_funcs]
 
     def metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
         columns = {name: list(rows[name]) for name in rows.column_names}
         prompts = columns.pop("prompt")
         if not isinstance(prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        totals = [
-            sum(values)
-            for values in zip(
-                *(f(prompts=prompts, completions=texts, completion_ids=None, **columns) for f in reward_funcs),
-                strict=True,
-            )
-        ]
+        totals = [0.0] * len(texts)
+        for reward_func in checked:
+            rewards = reward_func(prompts=prompts, completions=texts, completion_ids=[[]] * len(texts), **columns)
+            if inspect.isawaitable(rewards):
+                rewards = asyncio.run(_result(rewards))
+            # None: the reward does not apply to the row.
+            totals = [total + (reward or 0.0) for total, reward in zip(totals, rewards, strict=True)]
         return {"reward": sum(totals) / len(totals), "solve_rate": sum(t >= 1 for t in totals) / len(totals)}
 
     return metrics
+
+
+async def _result(awaitable):
+    return await awaitable
 
 
 def load_reward(name: str) -> Callable:
     """A reward function by name: `sudoku_reward`, one of `trl.rewards`, or a dotted path to any other.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: there is no such function, or it makes a reward function instead of being one.
     """
     import trl.rewards
 
     if name == "sudoku_reward":
         return sudoku_reward
     if name in trl.rewards.__all__:
-        return getattr(trl.rewards, name)
+        return _reward_function(getattr(trl.rewards, name), name)
     module_path, _, function = name.rpartition(".")
     if not module_path:
         raise ValueError(
@@ -91,11 +107,21 @@ def load_reward(name: str) -> Callable:
     # As TRL's own scripts do: a module in the folder the script is run from can be named.
     sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_path), function)
+        return _reward_function(getattr(importlib.import_module(module_path), function), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward_funcs has {name!r}, which cannot be imported: {error}") from error
     finally:
         sys.path.remove(os.getcwd())
+
+
+def _reward_function(found, name: str) -> Callable:
+    takes = inspect.signature(found).parameters if callable(found) else {}
+    if "completions" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(
+            f"reward_funcs has {name!r}, which is no reward function: it takes no `completions`. Name a function "
+            "f(prompts, completions, completion_ids, **kwargs); wrap one that first needs settings in your own module."
+        )
+    return found
 
 
 def load_rl_task(
@@ -105,13 +131,13 @@ def load_rl_task(
 
     Args:
         dataset (`str`):
-            `"sudoku"` (generated, split by solution), a d1 Sudoku CSV file (tested on the file, trained on generated
-            puzzles), `"openai/gsm8k"`, or any dataset of the Hub with a `prompt` column, `train` and `test` splits,
-            and `reward_funcs` given.
+            `"sudoku"` (generated, split by solution), a d1 Sudoku CSV file (tested on its rows whose solution is
+            unique and not in the training grids, trained on generated puzzles), `"openai/gsm8k"`, or any dataset of
+            the Hub with a `prompt` column, `train` and `test` splits, and `reward_funcs` given.
         reward_funcs (`list[str]`, *optional*):
             Names for [`load_reward`]; defaults to the task's own.
         num_test (`int`, *optional*):
-            Held-out rows to use, the first ones. Defaults to 256 for Sudoku and to all else.
+            Held-out rows to use, the first ones. Defaults to 256 for generated Sudoku and to all else.
         seed (`int`, *optional*, defaults to 0):
             Seed of generated training puzzles. The held-out ones do not depend on it.
 
@@ -119,24 +145,35 @@ def load_rl_task(
         [`RLTask`].
 
     Raises:
-        ValueError: an unknown dataset without `reward_funcs`, or an unknown reward.
+        ValueError: an unknown dataset without `reward_funcs`, one without a split, an unknown reward, or `num_test`
+            below 1.
+        ImportError: a mathematics reward without math-verify.
     """
+    if num_test is not None and num_test < 1:
+        raise ValueError(f"num_test={num_test} must be at least 1 (0 on the command line skips the evaluation).")
     rewards = [load_reward(name) for name in reward_funcs or []]
     if dataset == "sudoku" or dataset.endswith(".csv"):
         train = sudoku_dataset("train", 4000, num_clues=(5, 6), seed=seed)
         if dataset == "sudoku":
             test = sudoku_dataset("test", num_test or 256, num_clues=(5, 6))
         else:
-            test = read_csv(dataset)
+            test = _held_out(read_csv(dataset), dataset)
         task = RLTask(train, test, rewards or [sudoku_reward], _sudoku_metrics)
     elif dataset == "openai/gsm8k":
         from trl.rewards import accuracy_reward
 
+        if find_spec("math_verify") is None:
+            raise ImportError("dataset='openai/gsm8k' is scored with math-verify: pip install 'trl-diffusion[math]'.")
         rows = load_dataset(dataset, "main")
-        task = RLTask(map_gsm8k(rows["train"]), map_gsm8k(rows["test"]), rewards or [accuracy_reward], _math_metrics)
+        train, test = map_gsm8k(rows["train"]), map_gsm8k(rows["test"])
+        task = RLTask(train, test, rewards or [accuracy_reward], _reward_metrics([accuracy_reward]), dataset)
     elif rewards:
         rows = load_dataset(dataset)
-        task = RLTask(rows["train"], rows["test"], rewards, _reward_metrics(rewards))
+        for split in ("train", "test"):
+            if split not in rows:
+                raise ValueError(f"dataset={dataset!r} has no split {split!r}; it has {', '.join(rows)}.")
+        hub_dataset = None if os.path.exists(dataset) else dataset
+        task = RLTask(rows["train"], rows["test"], rewards, _reward_metrics(rewards), hub_dataset)
     else:
         raise ValueError(
             f"dataset={dataset!r} has no reward of its own. Give reward_funcs, or use 'sudoku', a Sudoku .csv file or "
@@ -145,3 +182,16 @@ def load_rl_task(
     if num_test is not None and num_test < len(task.test_dataset):
         task.test_dataset = task.test_dataset.select(range(num_test))
     return task
+
+
+def _held_out(rows: Dataset, path: str) -> Dataset:
+    """The rows of a customary Sudoku file that can be tested on: unique solution, and none that is trained on."""
+    trained_on = set(split_grids()[0])
+    kept = rows.filter(lambda row: row["solution"] not in trained_on and has_unique_solution(row["puzzle"]))
+    logger.warning(
+        f"{path}: {len(kept)} of {len(rows)} rows are tested on. The others have a solution among the training grids, "
+        "or more than one solution."
+    )
+    if not len(kept):
+        raise ValueError(f"dataset={path!r} has no row with a unique solution that is not trained on.")
+    return kept

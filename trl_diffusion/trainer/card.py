@@ -10,11 +10,15 @@ from typing import Any
 from peft import PeftModel
 from trl.trainer.utils import get_config_model_id
 
+from ..checkpoints import tiny_checkpoints
 from ..hub import diffusion_model_card
 
 
 class DiffusionCardMixin:
     """Replaces TRL's model card, whose quick start runs an autoregressive pipeline."""
+
+    # Figures for the card, metric -> (before, after), set by whoever measured them.
+    card_figures: dict[str, tuple[float, float]] | None = None
 
     # Fields of the training config that the card lists, where the config has them.
     _card_settings = (
@@ -44,14 +48,18 @@ class DiffusionCardMixin:
         if not self.is_world_process_zero():
             return
         source = get_config_model_id(self.model.config)
-        is_adapter = isinstance(self.model, PeftModel)
+        is_local = bool(source) and os.path.isdir(source)
+        # A folder's name means nothing on the Hub: it is no base model there. An adapter's quick start still loads it.
+        adapter_base, tiny_base = (repr(source) if isinstance(self.model, PeftModel) else None), False
+        if adapter_base and is_local and os.path.basename(source) in tiny_checkpoints():
+            adapter_base, tiny_base = f'tiny_checkpoint("{os.path.basename(source)}")', True
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         card = diffusion_model_card(
             model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
             repo_id=self.hub_model_id or self.args.output_dir,
-            # A folder is no Hub id; an adapter's quick start still has to name its base.
-            base_model=source if source and (is_adapter or not os.path.isdir(source)) else None,
-            is_adapter=is_adapter,
+            base_model=None if is_local else source or None,
+            adapter_base=adapter_base,
+            tiny_base=tiny_base,
             dataset_name=dataset_name,
             tags=[*self._tag_names, *tags],
             trainer_name=self._name,
@@ -64,6 +72,8 @@ class DiffusionCardMixin:
                 if getattr(self.args, name, None) is not None
             },
             generation=self._card_generation(),
+            rewards=getattr(self, "reward_func_names", []),
+            figures=self.card_figures,
         )
         # Whole or not at all: an interrupted run must not leave half a card.
         with tempfile.NamedTemporaryFile("w", dir=self.args.output_dir, delete=False, encoding="utf-8") as file:

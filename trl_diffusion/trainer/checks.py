@@ -70,16 +70,27 @@ def check_peft_config(peft_config: PeftConfig | None):
         )
 
 
-def check_dataset(dataset: Any, name: str, column: str):
+def check_dataset(dataset: Any, name: str, column: str | None):
     """An empty dataset, or one without its column, fails here rather than inside the data loader.
 
     Raises:
-        ValueError: it is empty or lacks `column`.
+        ValueError: it is empty or lacks `column` (`None`: any columns will do).
     """
-    if not isinstance(dataset, Dataset):
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            check_dataset(part, f"{name}[{key!r}]", column)
         return
-    if len(dataset) == 0:
+    if dataset is None:
+        return
+    first = next(iter(dataset), None)  # a streaming dataset has no length
+    if first is None:
         raise ValueError(f"{name} is empty (0 rows). Check the split and the filters that made it.")
+    if column is None:
+        return
+    if not isinstance(dataset, Dataset):
+        if column not in first:
+            raise ValueError(f"{name} has no column {column!r}; its first row has {', '.join(first)}.")
+        return
     if column not in dataset.column_names:
         raise ValueError(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import pad, use_adapter
+from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from ..generation import Rollout
 from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
@@ -22,6 +24,9 @@ from .diffusion_grpo_config import DiffusionGRPOConfig
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
 from .resume import ResumableRolloutsMixin
 from .rewards import checked_reward
+
+
+logger = logging.get_logger(__name__)
 
 
 class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrainer):
@@ -102,6 +107,12 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
         if not reward_funcs:
             raise ValueError(f"reward_funcs={reward_funcs!r} is empty: give at least one reward function.")
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        has_adapter = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
+        if args.beta != 0.0 and not (has_adapter or isinstance(model, str) or get_config_model_id(model.config)):
+            raise ValueError(
+                f"beta={args.beta} needs a reference model, which is loaded from where the model came from; this "
+                "model was built in memory. Save it and pass the folder, train an adapter, or set beta=0."
+            )
         super().__init__(
             model,
             [checked_reward(reward_func) for reward_func in reward_funcs],
@@ -118,6 +129,17 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
             raise ValueError(f"block_length={args.block_length} exceeds the canvas ({args.max_completion_length}).")
         self._check_prompt_lengths()
         self._rollout: Rollout | None = None
+        self._num_eval_batches = 0
+        if args.diffusion_generation_config().filters_tokens:
+            logger.warning(
+                f"top_k={args.top_k} and top_p={args.top_p} cut the distribution that rollouts are drawn from; the "
+                "loss scores them at the temperature alone."
+            )
+
+    def evaluation_loop(self, *args, **kwargs):
+        """TRL's, with the same seeds at every evaluation."""
+        self._num_eval_batches = 0
+        return super().evaluation_loop(*args, **kwargs)
 
     # Generation
 
@@ -131,6 +153,8 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
             for start in range(0, len(dataset), 1000):
                 prompts = dataset[start : start + 1000]["prompt"]
                 for row, ids in enumerate(self._tokenize_prompts(prompts)[0]):
+                    if not ids:
+                        raise ValueError(f"{name}[{start + row}]['prompt'] has no tokens. Drop such rows.")
                     if len(ids) > limit:
                         raise ValueError(
                             f"{name}[{start + row}]['prompt'] has {len(ids)} tokens; with max_completion_length="
@@ -141,7 +165,11 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
     def _row_seeds(self, num_rows: int) -> list[int]:
         """One seed per row, from (seed, generation, global row): the same for any number of processes."""
         start = self.accelerator.process_index * num_rows
-        generation = (self.state.global_step, self._step, int(self.model.training))
+        if self.model.training:
+            generation = (self.state.global_step, self._step, 0)
+        else:
+            generation = (self.state.global_step, self._num_eval_batches, 1)
+            self._num_eval_batches += 1
         return [
             int(np.random.SeedSequence((self.args.seed, *generation, start + row)).generate_state(1, np.uint64)[0])
             for row in range(num_rows)
@@ -149,11 +177,15 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         """Denoise one completion per prompt; keeps the [`Rollout`] on `self` and returns the ids cut after EOS."""
+        if not all(prompt_ids):
+            raise ValueError(
+                "A prompt has no tokens. Drop empty prompts from the dataset, or give them a first token such as BOS."
+            )
         tensors = [torch.tensor(ids) for ids in prompt_ids]
         padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, padding_side="left")
         config = self.args.diffusion_generation_config(
-            eos_token_id=self.eos_token_ids,
+            eos_token_id=[token for token in self.eos_token_ids if token is not None],
             pad_token_id=self._tokenizer.pad_token_id,
             seed=self._row_seeds(len(prompt_ids)),
             return_dict_in_generate=True,
@@ -247,7 +279,12 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
         return inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"]
 
     def _scoring_kwargs(self) -> dict[str, Any]:
-        return {"temperature": self.temperature, "block_length": self.args.block_length}
+        return {"temperature": self.temperature, "block_length": self._attention_block_length()}
+
+    def _attention_block_length(self) -> int | None:
+        """Block of the policy's attention, which every model is scored with; `None` for full attention."""
+        family = diffusion_model(self.model)
+        return None if family.attention == "full" else self.args.block_length or family.block_length
 
     def _pad_views(self, views: list[MaskedView], mask: torch.Tensor) -> list[MaskedView]:
         """As many views on every process, since forward passes of sharded models are collective. At least one."""
@@ -275,8 +312,11 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
 
         def view_loss(view: MaskedView) -> torch.Tensor:
             scores = score_view(model, *self._rows(inputs), view, **self._scoring_kwargs())
-            # Without old log-probabilities the policy is the one that generated: the ratio is 1, its gradient is not.
-            old = inputs.get("old_per_token_logps", scores.logprobs.detach())
+            # Off target the score is 0 and the old one that of another view: their ratio could overflow to a NaN. And
+            # without old log-probabilities the policy is the one that generated: the ratio is 1, its gradient is not.
+            current = scores.logprobs.detach()
+            old = inputs.get("old_per_token_logps", current).where(view.target, current)
+            ref = inputs.get("ref_per_token_logps", current).where(view.target, current)
             token_loss, metrics = clipped_token_loss(
                 scores.logprobs,
                 old,
@@ -284,7 +324,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
                 epsilon_low=self.epsilon_low,
                 epsilon_high=self.epsilon_high,
                 delta=self.args.delta,
-                ref_logprobs=inputs.get("ref_per_token_logps"),
+                ref_logprobs=ref,
                 beta=self.beta,
                 weigh_kl=self.args.use_bias_correction_kl,
             )

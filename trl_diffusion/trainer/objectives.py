@@ -65,7 +65,8 @@ def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch
 
     Args:
         loss_type (`str`):
-            `"step"`: 1/|τˢ(k)|, the mean over the tokens of a row's step (TraceRL's objective). `"grpo"`: 1/|o|, the
+            `"step"`: 1/|τˢ(k)|, the mean over the tokens of a row's step (TraceRL's objective), the view's `group`
+            telling the steps of different blocks apart. `"grpo"`: 1/|o|, the
             mean over a row's completion. `"bnpo"`, `"dr_grpo"`, `"dapo"`: 1.
         view ([`MaskedView`]):
             Its `weight`, if any, is multiplied in.
@@ -77,7 +78,9 @@ def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch
     """
     weights = view.target.float()
     if loss_type == "step":
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+        group = torch.zeros_like(view.target, dtype=torch.long) if view.group is None else view.group
+        sizes = torch.zeros_like(weights).scatter_add_(1, group, weights)  # a row has at most C groups
+        weights = weights / sizes.gather(1, group).clamp(min=1)
     elif loss_type == "grpo":
         weights = weights / mask.float().sum(dim=1, keepdim=True).clamp(min=1)
     return weights if view.weight is None else weights * view.weight

@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from trl.trainer.utils import get_callable_name, is_async_callable
@@ -23,10 +23,14 @@ def checked_reward(reward_func: Callable | str | nn.Module):
 
     Raises (when the wrapper is called):
         ValueError: the number of rewards is not the number of completions, or one is NaN or infinite.
-        TypeError: a reward is neither a number nor None.
+        TypeError: the result is no list, or a reward is neither a number nor None.
     """
     if isinstance(reward_func, (str, nn.Module)):
         return reward_func
+    if not callable(reward_func):
+        raise TypeError(
+            f"reward_funcs has {reward_func!r}, a {type(reward_func).__name__}: give a function, a model or its name."
+        )
     name = get_callable_name(reward_func)
 
     if is_async_callable(reward_func):
@@ -46,7 +50,12 @@ def checked_reward(reward_func: Callable | str | nn.Module):
 
 
 def _check(name: str, rewards, expected: int) -> list[float | None]:
-    rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
+    rewards = rewards.tolist() if hasattr(rewards, "tolist") else rewards
+    if not isinstance(rewards, Sequence) or isinstance(rewards, str):
+        raise TypeError(
+            f"reward function {name!r} returned {rewards!r}: return a list with one reward per completion."
+        )
+    rewards = list(rewards)
     if len(rewards) != expected:
         raise ValueError(
             f"reward function {name!r} returned {len(rewards)} rewards for {expected} completions. Return one per "

@@ -7,8 +7,7 @@ import textwrap
 
 import torch
 
-from ..likelihood import MaskedView, block_trace_masks, trace_masks
-from ..models import diffusion_model
+from ..likelihood import MaskedView, block_trace_masks, canvas_blocks, trace_masks
 from .diffusion_grpo_trainer import DiffusionGRPOTrainer
 from .tracerl_config import TraceRLConfig
 
@@ -20,8 +19,9 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
 
         maximise  E Σ_i Σ_k (1/|τˢ_i(k)|) Σ_{o ∈ τˢ_i(k)} min(ρ_o A_i, clip(ρ_o, 1−ε, 1+ε) A_i) − β KL
 
-    τˢ_i(k) are the positions that completion i commits in its k-th step, every s steps merged into one. Full
-    attention: one forward pass per step. Block-causal attention: one pass scores the k-th step of all blocks.
+    τˢ_i(k) are the positions that completion i commits in its k-th step, every s steps merged into one (block-causal
+    models: inside each block). Full attention: one forward pass per step. Block-causal attention: one pass scores the
+    k-th step of all blocks, each block's step being a term of its own.
 
     Takes [`DiffusionGRPOTrainer`]'s arguments, with a [`TraceRLConfig`].
     """
@@ -45,12 +45,13 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
 
     def draw_views(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
         """The views that replay the recorded trajectories; see the parent."""
-        family = diffusion_model(self.model)
         steps, mask = inputs["unmask_step"], inputs["completion_mask"].bool()
-        if family.attention == "full":
+        block_length = self._attention_block_length()
+        if block_length is None:
             masked, target = trace_masks(steps, self.args.shrinkage, mask)
+            blocks = None
         else:
-            block_length = self.args.block_length or family.block_length
             offset = inputs["prompt_mask"].sum(dim=1) % block_length
             masked, target = block_trace_masks(steps, block_length, self.args.shrinkage, mask, offset)
-        return [MaskedView(*view) for view in zip(masked, target, strict=True)]
+            blocks = canvas_blocks(steps.shape, block_length, offset, steps.device)
+        return [MaskedView(*view, group=blocks) for view in zip(masked, target, strict=True)]
