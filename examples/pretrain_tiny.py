@@ -4,7 +4,7 @@
 """Train the tiny Sudoku checkpoints that the package ships, from random weights, on a CPU.
 
     python examples/pretrain_tiny.py --family llada --output_dir sudoku-llada-tiny
-    python examples/pretrain_tiny.py --family sdar --output_dir sudoku-sdar-tiny
+    python examples/pretrain_tiny.py --family sdar --max_steps 1400 --num_examples 60000 --output_dir sudoku-sdar-tiny
 
 The data mixes right solutions with a systematically wrong procedure, so that greedy decoding follows the procedure
 while samples hold both: what reinforcement learning is to bring out is there, and not shown yet.
@@ -89,7 +89,7 @@ def build_model(args: TinyArguments, tokenizer):
 def main():
     args, config = TrlParser((TinyArguments, TinyConfig)).parse_args_and_config()
     set_seed(config.seed)
-    tokenizer = character_tokenizer("01234")
+    tokenizer = character_tokenizer("01234", model_max_length=128)
     trainer = DiffusionSFTTrainer(
         model=build_model(args, tokenizer),
         args=config,
