@@ -86,20 +86,25 @@ def test_loss_and_gradient_equal_a_slow_loop(family, tokenizer, tmp_path, name, 
         assert (found - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9
 
 
+def replayed(model, inputs, row):
+    """Log-probabilities of one row's completion, replayed step by step without the package's layouts."""
+    rollout = SimpleNamespace(
+        prompt_ids=inputs["prompt_ids"],
+        prompt_mask=inputs["prompt_mask"],
+        canvas_ids=inputs["completion_ids"],
+        unmask_step=inputs["unmask_step"],
+        block_length=4,
+    )
+    return slow_logprobs(model, rollout, row, 0.9) * inputs["completion_mask"][row]
+
+
 def test_old_log_probabilities_are_those_of_the_rollout(family, tokenizer, tmp_path):
     model = random_model(family, tokenizer)
     # Two passes over each rollout: the second is off-policy, so the old log-probabilities are needed.
     trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, num_iterations=2)
     inputs = generated_batch(trainer)
     for row in range(len(inputs["completion_ids"])):
-        rollout = SimpleNamespace(
-            prompt_ids=inputs["prompt_ids"],
-            prompt_mask=inputs["prompt_mask"],
-            canvas_ids=inputs["completion_ids"],
-            unmask_step=inputs["unmask_step"],
-            block_length=4,
-        )
-        expected = slow_logprobs(model, rollout, row, 0.9) * inputs["completion_mask"][row]
+        expected = replayed(model, inputs, row)
         assert torch.allclose(inputs["old_per_token_logps"][row], expected, atol=1e-5)
 
 
@@ -110,14 +115,7 @@ def test_a_block_that_is_not_the_models_own_is_used_everywhere(tokenizer, tmp_pa
     inputs = generated_batch(trainer)
     model = trainer.model
     for row in range(len(inputs["completion_ids"])):
-        rollout = SimpleNamespace(
-            prompt_ids=inputs["prompt_ids"],
-            prompt_mask=inputs["prompt_mask"],
-            canvas_ids=inputs["completion_ids"],
-            unmask_step=inputs["unmask_step"],
-            block_length=4,
-        )
-        expected = slow_logprobs(model, rollout, row, 0.9) * inputs["completion_mask"][row]
+        expected = replayed(model, inputs, row)
         for name in ("old_per_token_logps", "ref_per_token_logps"):
             assert torch.allclose(inputs[name][row], expected, atol=1e-5)
     own = rl_trainer(

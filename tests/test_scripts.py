@@ -175,6 +175,21 @@ def test_the_demo_script_saves_a_model_a_card_and_results(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def short_config(folder, **kwargs):
+    settings = {
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    return TraceRLConfig(output_dir=str(folder), **{**settings, **kwargs})
+
+
 def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(tmp_path, monkeypatch):
     """`--model_name_or_path <chat model> --dataset openai/gsm8k --use_peft`, with the dataset's rows made here."""
     tokenizer = character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
@@ -182,21 +197,7 @@ def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(tmp_path, monkeypatch)
     random_model("sdar", tokenizer, max_position_embeddings=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(tasks, "load_dataset", lambda *args: DatasetDict(train=GSM8K, test=GSM8K))
-    config = TraceRLConfig(
-        output_dir=str(tmp_path / "out"),
-        max_completion_length=8,
-        unmasking="threshold",
-        threshold=0.9,
-        num_generations=2,
-        per_device_train_batch_size=4,
-        max_steps=1,
-        logging_steps=1,
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-    )
+    config = short_config(tmp_path / "out", max_completion_length=8, unmasking="threshold", threshold=0.9)
     model_args = ModelConfig(
         model_name_or_path=str(tmp_path / "model"), use_peft=True, lora_target_modules="all-linear"
     )
@@ -233,19 +234,7 @@ def test_both_evaluations_run_in_the_same_precision(tmp_path):
             super().train(*args, **kwargs)
             dtypes.append("trained")
 
-    config = TraceRLConfig(
-        output_dir=str(tmp_path),
-        max_completion_length=17,
-        num_denoising_steps=2,
-        num_generations=2,
-        per_device_train_batch_size=2,
-        max_steps=1,
-        use_cpu=True,
-        bf16=True,
-        activation_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-    )
+    config = short_config(tmp_path, max_completion_length=17, num_denoising_steps=2, bf16=True)
     run_rl(Spy, RLScriptArguments(num_test=2), config, ModelConfig(model_name_or_path="sudoku-llada-tiny"))
     before, after = dtypes[: dtypes.index("train")], dtypes[dtypes.index("trained") + 1 :]
     assert set(before) == set(after) == {torch.bfloat16}

@@ -54,6 +54,7 @@ class DiffusionCardMixin:
         if adapter_base and is_local and os.path.basename(source) in tiny_checkpoints():
             adapter_base, tiny_base = f'tiny_checkpoint("{os.path.basename(source)}")', True
         tags = [tags] if isinstance(tags, str) else list(tags or [])
+        by_steps = self.args.max_steps > 0  # then the number of epochs has no meaning
         card = diffusion_model_card(
             model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
             repo_id=self.hub_model_id or self.args.output_dir,
@@ -70,6 +71,7 @@ class DiffusionCardMixin:
                 name: getattr(self.args, name)
                 for name in self._card_settings
                 if getattr(self.args, name, None) is not None
+                and name != ("num_train_epochs" if by_steps else "max_steps")
             },
             generation=self._card_generation(),
             rewards=getattr(self, "reward_func_names", []),
