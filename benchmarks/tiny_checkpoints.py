@@ -52,11 +52,11 @@ def main():
             repeats = 8 if temperature else 1
             completions = complete(model, tokenizer, puzzles * repeats, config, batch_size=256)
             texts = completions.texts
+            speed = sum(map(len, completions.ids)) / len(texts) / completions.forward_passes
             followed = sum(a == b for a, b in zip(texts, procedure * repeats, strict=True)) / len(texts)
             solved = {row % 256 for row, text in enumerate(texts) if text == solutions[row % 256]}
             print(
-                f"| {path.name} | {rule} "
-                f"| {sum(completions.lengths) / len(texts) / completions.forward_passes:.2f} | {temperature:.0f} "
+                f"| {path.name} | {rule} | {speed:.2f} | {temperature:.0f} "
                 f"| {solve_rate(texts, puzzles * repeats, solutions * repeats):.3f} "
                 f"| {cell_accuracy(texts, puzzles * repeats, solutions * repeats):.3f} | {followed:.3f} "
                 f"| {f'{len(solved) / 256:.3f}' if temperature else '–'} |",

@@ -29,8 +29,8 @@ DEMO = Path(__file__).parent / "configs" / "tracerl_sudoku_tiny.yaml"
 
 if __name__ == "__main__":
     # TRL's parser knows `--config file`, not `--config=file`.
-    arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--") else [a])]
-    names = {argument.replace("-", "_") for argument in arguments if argument.startswith("-")}
+    arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    names = {argument.split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("-")}
     # A run without a model of its own is the demo; what the command line says comes on top of its settings.
     own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help"}
     parser = TrlParser((RLScriptArguments, TraceRLConfig, ModelConfig))

@@ -147,6 +147,13 @@ def test_generation_ends_after_the_block_of_the_first_eos(family, tokenizer):
     assert (output.rollout.canvas_ids[0] == tokenizer.mask_token_id).any()
 
 
+def test_no_eos_at_all_is_a_choice(family, tokenizer):
+    model = random_model(family, tokenizer)
+    model.generation_config.pad_token_id = None
+    for eos in (None, [], [None]):
+        assert model.generate(prompts_of([4])[0], max_new_tokens=5, eos_token_id=eos).shape == (1, 9)
+
+
 def test_a_mask_token_in_the_prompt_is_left_alone(family, tokenizer):
     model = random_model(family, tokenizer)
     ids = prompts_of([6])[0]

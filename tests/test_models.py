@@ -178,6 +178,9 @@ def test_llada_fields_that_would_change_the_arithmetic_are_refused(field, value)
 
 def test_sdar_block_length_must_be_positive():
     with pytest.raises(ValueError, match="block_length=0"):
+        SDARConfig(block_size=0)
+    assert SDARConfig(block_size=None).block_length == 4
+    with pytest.raises(ValueError, match="block_length=0"):
         SDARConfig(block_length=0)
 
 

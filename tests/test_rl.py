@@ -152,6 +152,21 @@ def test_every_generation_and_every_evaluation_batch_draws_anew(tokenizer, tmp_p
     assert len({seed for rows in seeds for seed in rows}) == 16
 
 
+def test_evaluations_at_different_steps_draw_the_same(tokenizer, tmp_path):
+    trainer = rl_trainer(
+        "tracerl",
+        random_model("llada", tokenizer),
+        tokenizer,
+        tmp_path,
+        learning_rate=0.0,
+        max_steps=1,
+        per_device_eval_batch_size=8,
+    )
+    before = trainer.evaluate(prompts(8))["eval_reward"]
+    trainer.train()
+    assert trainer.evaluate(prompts(8))["eval_reward"] == before
+
+
 def test_scores_far_off_target_cannot_make_the_loss_nan(tokenizer, tmp_path):
     trainer = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path, beta=0.0)
     inputs = generated_batch(trainer)

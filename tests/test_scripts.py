@@ -17,7 +17,7 @@ from trl import ModelConfig
 import trl_diffusion.scripts.tasks as tasks
 from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
-from trl_diffusion.evaluation import complete
+from trl_diffusion.evaluation import Completions, complete
 from trl_diffusion.scripts.rl import RLScriptArguments, _without_secrets, run_rl
 from trl_diffusion.tasks import character_tokenizer, greedy_row_fill, sudoku_dataset, sudoku_reward
 from trl_diffusion.tasks.math import map_gsm8k
@@ -41,7 +41,8 @@ def test_sudoku_task_is_split_by_solution():
     task = tasks.load_rl_task("sudoku", num_test=32, seed=3)
     assert not set(task.train_dataset["solution"]) & set(task.test_dataset["solution"])
     assert len(task.test_dataset) == 32 and task.reward_funcs == [sudoku_reward]
-    assert task.metrics(task.test_dataset["solution"], task.test_dataset) == {"solve_rate": 1.0, "cell_accuracy": 1.0}
+    right = Completions(texts=list(task.test_dataset["solution"]), forward_passes=1.0, ids=[[]] * 32)
+    assert task.metrics(right, task.test_dataset) == {"solve_rate": 1.0, "cell_accuracy": 1.0}
     # The held-out rows do not move with the seed.
     assert tasks.load_rl_task("sudoku", num_test=32, seed=4).test_dataset[:] == task.test_dataset[:]
 
@@ -83,6 +84,21 @@ def test_rewards_are_found_by_name(tmp_path, monkeypatch):
             tasks.load_reward(name)
     with pytest.raises(ValueError, match="has no reward of its own"):
         tasks.load_rl_task("someone/some-dataset")
+
+
+def test_the_metrics_of_unknown_data_are_its_rewards_called_as_trl_calls_them():
+    async def late(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    def full(prompts, completions, completion_ids, want, trainer_state, log_extra, log_metric):
+        log_extra("want", want)
+        log_metric("n", 1.0)
+        pairs = zip(completions, completion_ids, strict=True)
+        return [None if text == "skip" else 0.25 * len(ids) for text, ids in pairs]
+
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "want": [1, 2], "completion": ["x", "y"]})
+    completions = Completions(texts=["one", "skip"], forward_passes=1.0, ids=[[1, 2, 3], [4]])
+    assert tasks._reward_metrics([late, full])(completions, rows) == {"reward": 0.875, "solve_rate": 0.5}
 
 
 # Evaluation
@@ -207,6 +223,11 @@ def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(tmp_path, monkeypatch)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "accuracy_reward" in card and "| solve_rate |" in card and "base_model" not in card
     assert "datasets: openai/gsm8k" in card and "apply_chat_template" in card
+
+
+def test_special_tokens_are_no_secrets():
+    content = {"eos_token": "<e>", "headers": {"Authorization": "Bearer x"}, "limit": float("inf")}
+    assert _without_secrets(content) == {"eos_token": "<e>", "headers": {}, "limit": "inf"}
 
 
 def test_results_hold_the_settings_and_no_secrets():

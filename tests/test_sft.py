@@ -151,6 +151,23 @@ def test_rows_that_do_not_fit_are_named(tokenizer, tmp_path, max_length, message
         )
 
 
+def test_rows_of_other_datasets_that_do_not_fit_are_named(tokenizer, tmp_path):
+    long = Dataset.from_dict({"prompt": ["0" * 129], "completion": ["1"]})
+    settings = config(tmp_path, max_length=None)
+    with pytest.raises(ValueError, match=r"eval_dataset\['long'\]\[0\] has 131 tokens"):
+        DiffusionSFTTrainer(
+            random_model("llada", tokenizer),
+            settings,
+            train_dataset=rows(),
+            eval_dataset={"long": long},
+            processing_class=tokenizer,
+        )
+    streamed = trainer(random_model("llada", tokenizer), tokenizer, tmp_path)
+    batch = {"input_ids": torch.full((1, 131), 3), "attention_mask": torch.ones(1, 131), "labels": torch.ones(1, 131)}
+    with pytest.raises(ValueError, match="131 tokens and the model 128 positions"):
+        streamed.compute_loss(streamed.model, batch)
+
+
 def test_lora_changes_the_adapter_alone(family, tokenizer, tmp_path):
     sft = trainer(
         random_model(family, tokenizer), tokenizer, tmp_path, peft_config=LoraConfig(target_modules="all-linear", r=2)

@@ -24,13 +24,13 @@ class Completions:
             One completion per prompt, cut at EOS, without special tokens.
         forward_passes (`float`):
             Mean number of model calls per completion.
-        lengths (`list[int]`):
+        ids (`list[list[int]]`):
             Tokens of each completion, EOS included.
     """
 
     texts: list[str]
     forward_passes: float
-    lengths: list[int]
+    ids: list[list[int]]
 
 
 def complete(
@@ -72,7 +72,7 @@ def complete(
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     family = diffusion_model(model)
     device = next(family.parameters()).device
-    texts, passes, lengths = [], [], []
+    texts, passes, ids_out = [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="Evaluating", disable=not progress, leave=False):
         batch = prompts[start : start + batch_size]
         if isinstance(batch[0], str):
@@ -94,6 +94,6 @@ def complete(
         )
         completions = output.rollout.completions()
         texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
-        lengths += [len(completion) for completion in completions]
+        ids_out += completions
         passes.append(output.rollout.num_forward_passes.float().cpu())
-    return Completions(texts=texts, forward_passes=torch.cat(passes).mean().item(), lengths=lengths)
+    return Completions(texts=texts, forward_passes=torch.cat(passes).mean().item(), ids=ids_out)

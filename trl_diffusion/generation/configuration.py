@@ -161,6 +161,12 @@ class DiffusionGenerationConfig(GenerationConfig):
             _require(0 < self.top_p <= 1, "top_p", self.top_p, "lie in (0, 1]")
 
     @property
+    def eos_token_ids(self) -> list[int]:
+        """Every id that ends a completion; empty where none does."""
+        eos = self.eos_token_id
+        return [eos] if isinstance(eos, int) else [token for token in eos or [] if token is not None]
+
+    @property
     def filters_tokens(self) -> bool:
         """Whether top-k or top-p cuts the distribution that tokens are drawn from."""
         return bool(self.top_k) or (self.top_p is not None and self.top_p < 1)

@@ -143,10 +143,9 @@ class DiffusionGenerationMixin(GenerationMixin):
             rollout = denoise(self, input_ids, attention_mask, config)
         finally:
             self.train(was_training)
-        eos = config.eos_token_id
         pad = config.pad_token_id
-        if pad is None and eos is not None:
-            pad = eos if isinstance(eos, int) else eos[0]
+        if pad is None and config.eos_token_ids:
+            pad = config.eos_token_ids[0]
         completions = rollout.canvas_ids
         if pad is not None:
             completions = completions.masked_fill(rollout.completion_mask == 0, pad)

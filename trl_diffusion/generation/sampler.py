@@ -134,8 +134,7 @@ def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: 
         prompt_mask.sum(dim=1), length, block_length, config.num_denoising_steps or length, block_causal
     )
     forward_kwargs = {"block_length": block_length} if block_causal else {}
-    eos_ids = config.eos_token_id
-    eos_ids = [eos_ids] if isinstance(eos_ids, int) else [token for token in eos_ids or [] if token is not None]
+    eos_ids = config.eos_token_ids
     greedy = config.temperature == 0
     noise = _Noise(row_generators(config.seed, batch_size), plan, block_length)
 

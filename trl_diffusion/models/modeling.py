@@ -92,7 +92,7 @@ def hub_rope_fields(rope_parameters: dict[str, Any] | None) -> dict[str, Any]:
     """transformers 5's `rope_parameters` in the fields that the Hub's configs and other tools use."""
     rope = dict(rope_parameters or {})
     theta = rope.pop("rope_theta", 10000.0)
-    return {"rope_theta": theta, **({"rope_scaling": rope} if rope.get("rope_type", "default") != "default" else {})}
+    return {"rope_theta": theta, **({"rope_scaling": rope} if rope.keys() - {"rope_type"} else {})}
 
 
 def diffusion_model(model: nn.Module) -> DiffusionModelMixin:

@@ -47,7 +47,9 @@ class SDARConfig(Qwen3Config):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs):
-        self.block_length = kwargs.pop("block_size", None) or self.block_length
+        block_size = kwargs.pop("block_size", None)
+        if block_size is not None:
+            self.block_length = block_size
         if self.block_length < 1:
             raise ValueError(f"config.block_length={self.block_length} must be at least 1.")
         if self.mask_token_id is None and self.vocab_size == _QWEN3_VOCAB_SIZE:

@@ -4,6 +4,7 @@
 """One run of reinforcement learning, from a dataset's name to a saved model and its figures."""
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -169,21 +170,26 @@ def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> d
             progress=trainer.accelerator.is_main_process,
             chat_template_kwargs=args.chat_template_kwargs,
         )
-    tokens_per_step = sum(completions.lengths) / len(prompts) / completions.forward_passes
-    return {**task.metrics(completions.texts, task.test_dataset), "tokens_per_step": tokens_per_step}
+    tokens_per_step = sum(map(len, completions.ids)) / len(prompts) / completions.forward_passes
+    return {**task.metrics(completions, task.test_dataset), "tokens_per_step": tokens_per_step}
 
 
 def _without_secrets(content: Any) -> Any:
     """The same settings as JSON types, without tokens, at any depth."""
     if isinstance(content, dict):
-        secret = ("token", "api_key", "password")
-        kept = {key: value for key, value in content.items() if not (value and str(key).lower().endswith(secret))}
-        return {str(key): _without_secrets(value) for key, value in kept.items()}
+        kept = {str(key): value for key, value in content.items() if not _is_secret(str(key).lower())}
+        return {key: _without_secrets(value) for key, value in kept.items()}
     if isinstance(content, (list, tuple)):
         return [_without_secrets(value) for value in content]
     if isinstance(content, Enum):
         return content.value
-    return content if content is None or isinstance(content, (bool, int, float, str)) else str(content)
+    plain = content is None or isinstance(content, (bool, int, str))
+    return content if plain or (isinstance(content, float) and math.isfinite(content)) else str(content)
+
+
+def _is_secret(name: str) -> bool:
+    special = name in ("pad_token", "eos_token", "bos_token", "mask_token")
+    return not special and name.endswith(("token", "api_key", "password", "secret", "authorization"))
 
 
 def _write_json(content: dict[str, Any], path: str):

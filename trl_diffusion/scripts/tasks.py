@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
+from ..evaluation import Completions
 from ..tasks import (
     cell_accuracy,
     has_unique_solution,
@@ -40,8 +41,8 @@ class RLTask:
             Rows to train on and held-out rows, with a `prompt` column and what the rewards need.
         reward_funcs (`list[Callable]`):
             TRL reward functions.
-        metrics (`Callable[[list[str], Dataset], dict[str, float]]`):
-            Metrics of completion texts on held-out rows; `solve_rate` is one of them.
+        metrics (`Callable[[Completions, Dataset], dict[str, float]]`):
+            Metrics of completions on held-out rows; `solve_rate` is one of them.
         hub_dataset (`str`, *optional*):
             Hub id of the data, for the model card; `None` where it is generated or a local file.
     """
@@ -49,30 +50,35 @@ class RLTask:
     train_dataset: Dataset
     test_dataset: Dataset
     reward_funcs: list[Callable]
-    metrics: Callable[[list[str], Dataset], dict[str, float]]
+    metrics: Callable[[Completions, Dataset], dict[str, float]]
     hub_dataset: str | None = None
 
 
-def _sudoku_metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
-    puzzles, solutions = list(rows["puzzle"]), list(rows["solution"])
+def _sudoku_metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
+    texts, puzzles, solutions = completions.texts, list(rows["puzzle"]), list(rows["solution"])
     return {
         "solve_rate": solve_rate(texts, puzzles, solutions),
         "cell_accuracy": cell_accuracy(texts, puzzles, solutions),
     }
 
 
-def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[list[str], Dataset], dict[str, float]]:
+def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Dataset], dict[str, float]]:
     """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
     checked = [checked_reward(reward_func) for reward_func in reward_funcs]
 
-    def metrics(texts: list[str], rows: Dataset) -> dict[str, float]:
-        columns = {name: list(rows[name]) for name in rows.column_names}
-        prompts = columns.pop("prompt")
+    def metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
+        prompts, texts = list(rows["prompt"]), completions.texts
         if not isinstance(prompts[0], str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
+        # What TRL passes, except that nothing is logged.
+        columns = {name: list(rows[name]) for name in rows.column_names}
+        columns |= {"prompts": prompts, "completions": texts, "completion_ids": completions.ids}
+        columns |= {"trainer_state": None, "log_extra": lambda *a, **k: None, "log_metric": lambda *a, **k: None}
+        for name in ("prompt", "completion"):
+            columns.pop(name, None)
         totals = [0.0] * len(texts)
         for reward_func in checked:
-            rewards = reward_func(prompts=prompts, completions=texts, completion_ids=[[]] * len(texts), **columns)
+            rewards = reward_func(**columns)
             if inspect.isawaitable(rewards):
                 rewards = asyncio.run(_result(rewards))
             # None: the reward does not apply to the row.
@@ -115,7 +121,10 @@ def load_reward(name: str) -> Callable:
 
 
 def _reward_function(found, name: str) -> Callable:
-    takes = inspect.signature(found).parameters if callable(found) else {}
+    try:
+        takes = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # not callable, or a built-in without a signature
+        takes = {}
     if "completions" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(
             f"reward_funcs has {name!r}, which is no reward function: it takes no `completions`. Name a function "

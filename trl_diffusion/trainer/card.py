@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftModel
 from trl.trainer.utils import get_config_model_id
 
-from ..checkpoints import tiny_checkpoints
+from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..hub import diffusion_model_card
 
 
@@ -51,8 +51,9 @@ class DiffusionCardMixin:
         is_local = bool(source) and os.path.isdir(source)
         # A folder's name means nothing on the Hub: it is no base model there. An adapter's quick start still loads it.
         adapter_base, tiny_base = (repr(source) if isinstance(self.model, PeftModel) else None), False
-        if adapter_base and is_local and os.path.basename(source) in tiny_checkpoints():
-            adapter_base, tiny_base = f'tiny_checkpoint("{os.path.basename(source)}")', True
+        for name in tiny_checkpoints():
+            if adapter_base and is_local and os.path.samefile(source, tiny_checkpoint(name)):
+                adapter_base, tiny_base = f'tiny_checkpoint("{name}")', True
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         by_steps = self.args.max_steps > 0  # then the number of epochs has no meaning
         card = diffusion_model_card(

@@ -95,6 +95,17 @@ def check_dataset(dataset: Any, name: str, column: str | None):
         raise ValueError(f"{name} has no column {column!r}; it has {', '.join(dataset.column_names)}.")
 
 
+def map_style_datasets(trainer: Any) -> list[tuple[str, Dataset]]:
+    """Names and datasets of a trainer that can be looked through before training, those of a dict one by one."""
+    found = [("train_dataset", trainer.train_dataset)]
+    evaluation = trainer.eval_dataset
+    if isinstance(evaluation, dict):
+        found += [(f"eval_dataset[{key!r}]", part) for key, part in evaluation.items()]
+    else:
+        found.append(("eval_dataset", evaluation))
+    return [(name, dataset) for name, dataset in found if isinstance(dataset, Dataset)]
+
+
 def settle_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> DiffusionModelMixin:
     """Make sure that the model knows its mask token, from its config or else from the tokenizer.
 

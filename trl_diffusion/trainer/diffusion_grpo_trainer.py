@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from transformers.utils import logging
 from trl import GRPOTrainer
@@ -19,7 +18,7 @@ from ..generation import Rollout
 from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
-from .checks import check_dataset, check_model_source, check_peft_config, settle_mask_token
+from .checks import check_dataset, check_model_source, check_peft_config, map_style_datasets, settle_mask_token
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
 from .resume import ResumableRolloutsMixin
@@ -146,10 +145,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
     def _check_prompt_lengths(self):
         """Raise for the first prompt that does not fit in front of the canvas, while nothing is lost yet."""
         limit = diffusion_model(self.model).config.max_position_embeddings - self.max_completion_length
-        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        for name, dataset in datasets.items():
-            if not isinstance(dataset, Dataset):
-                continue
+        for name, dataset in map_style_datasets(self):
             for start in range(0, len(dataset), 1000):
                 prompts = dataset[start : start + 1000]["prompt"]
                 for row, ids in enumerate(self._tokenize_prompts(prompts)[0]):
@@ -168,7 +164,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
         if self.model.training:
             generation = (self.state.global_step, self._step, 0)
         else:
-            generation = (self.state.global_step, self._num_eval_batches, 1)
+            generation = (0, self._num_eval_batches, 1)  # the same noise at every evaluation of a run
             self._num_eval_batches += 1
         return [
             int(np.random.SeedSequence((self.args.seed, *generation, start + row)).generate_state(1, np.uint64)[0])

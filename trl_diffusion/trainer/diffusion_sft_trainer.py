@@ -8,14 +8,13 @@ import zlib
 
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset
 from torch import nn
 from trl import SFTTrainer
 
 from ..likelihood import MaskedView, random_view, view_logits
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
-from .checks import check_dataset, check_model_source, check_peft_config, settle_mask_token
+from .checks import check_dataset, check_model_source, check_peft_config, map_style_datasets, settle_mask_token
 from .diffusion_sft_config import DiffusionSFTConfig
 
 
@@ -76,6 +75,11 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         if return_outputs:
             raise ValueError("DiffusionSFTTrainer does not return outputs: a masked copy has no logits to evaluate.")
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]  # (B, L)
+        limit = diffusion_model(model).config.max_position_embeddings
+        if input_ids.size(1) > limit:  # streaming datasets are not looked through beforehand
+            raise ValueError(
+                f"A row has {input_ids.size(1)} tokens and the model {limit} positions. Set max_length={limit}."
+            )
         trainable = (inputs["labels"] != -100) & attention_mask.bool()
         mode = "train" if self.model.training else "eval"
         if mode == "train":
@@ -105,18 +109,18 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         """A view whose noise depends on the seed and on each row's tokens alone, so that it is the same whenever the
         loss is measured, at any batch size and in any number of processes."""
         masked, weight = torch.zeros_like(trainable), torch.ones(trainable.shape, device=trainable.device)
-        for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
-            key = zlib.crc32(input_ids[row, :length].cpu().numpy().tobytes(), self.args.seed & 0xFFFFFFFF)
+        for row, real in enumerate(attention_mask.bool()):
+            key = zlib.crc32(input_ids[row, real].cpu().numpy().tobytes(), self.args.seed & 0xFFFFFFFF)
             generator = torch.Generator().manual_seed(key)
-            view = random_view(trainable[row : row + 1, :length], self.args.min_noise_level, generator)
-            masked[row, :length], weight[row, :length] = view.masked[0], view.weight[0]
+            view = random_view(trainable[row, real][None], self.args.min_noise_level, generator)
+            masked[row, real], weight[row, real] = view.masked[0], view.weight[0]
         return MaskedView(masked, masked, weight)
 
     def _check_rows(self):
         """Raise where no row is left after preparation, or one is longer than the model."""
         limit = diffusion_model(self.model).config.max_position_embeddings
-        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        for name, dataset in map_style_datasets(self):
+            if "input_ids" not in dataset.column_names:
                 continue
             if len(dataset) == 0:
                 raise ValueError(
