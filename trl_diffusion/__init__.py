@@ -16,6 +16,7 @@ from .generation import DiffusionGenerationConfig, Rollout
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AutoModelForDiffusionLM": "models",
     "MaskedView": "likelihood",
     "DiffusionSFTConfig": "trainer",
     "DiffusionSFTTrainer": "trainer",

@@ -8,15 +8,19 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..models import DiffusionModelMixin, LLaDAConfig, SDARConfig, diffusion_model
+from ..models import (
+    UNIFORM_MODEL_TYPE,
+    DiffusionModelMixin,
+    check_model_type,
+    diffusion_model,
+    find_mask_token_id,
+)
 
 
 logger = logging.get_logger(__name__)
-
-_FAMILIES = (LLaDAConfig, SDARConfig)
 
 
 def reject(args: Any, reasons: dict[str, tuple[Any, str]]):
@@ -37,24 +41,40 @@ def reject(args: Any, reasons: dict[str, tuple[Any, str]]):
             raise ValueError(f"{field}={value!r} is not supported by {type(args).__name__}: {remedy}")
 
 
-def check_model_source(model: "str | nn.Module", model_init_kwargs: dict[str, Any] | None):
-    """Refuse anything but a diffusion language model, before its weights are read.
+def check_model_source(model: "str | nn.Module", args: Any):
+    """Refuse anything but a masked diffusion language model, before its weights are read.
+
+    Args:
+        model (`str` or `torch.nn.Module`):
+            What the trainer was given.
+        args:
+            Its config. `trust_remote_code` is switched off: the families are native, and TRL would run the code of
+            their tokenizers.
 
     Raises:
         ValueError: a checkpoint of a family that is not supported.
-        TypeError: a model that is not a diffusion language model.
+        TypeError: a model that is not a masked diffusion language model.
     """
+    if args.trust_remote_code:
+        logger.warning("trust_remote_code=True has no effect: no code of the repository is executed.")
+        args.trust_remote_code = False
+    if isinstance(model, str):
+        hub_kwargs = {
+            name: value
+            for name, value in (args.model_init_kwargs or {}).items()
+            if name in ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+        }
+        model_type = check_model_type(model, **hub_kwargs)
+    else:
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type == UNIFORM_MODEL_TYPE:
+        raise ValueError(
+            f"model is of model_type={model_type!r}, which corrupts tokens uniformly and has no mask token. "
+            f"{type(args).__name__.removesuffix('Config')}Trainer trains masked diffusion models; uniform corruption "
+            "is not supported yet."
+        )
     if not isinstance(model, str):
         diffusion_model(model)
-        return
-    revision = (model_init_kwargs or {}).get("revision")
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    if not isinstance(config, _FAMILIES):
-        names = ", ".join(family.model_type for family in _FAMILIES)
-        raise ValueError(
-            f"model={model!r} has model_type={config.model_type!r}, which is not a diffusion language model "
-            f"supported here. Supported: {names}."
-        )
 
 
 def check_peft_config(peft_config: PeftConfig | None):
@@ -116,7 +136,7 @@ def settle_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> D
         ValueError: neither names a mask token, or they disagree.
     """
     family = diffusion_model(model)
-    known, found = getattr(family.config, "mask_token_id", None), tokenizer.mask_token_id
+    known, found = family.config.mask_token_id, find_mask_token_id(family.config, tokenizer)
     if known is None:
         if found is None:
             raise ValueError(

@@ -99,7 +99,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
             raise TypeError(
                 f"args is a {type(args).__name__}; {type(self).__name__} takes a {self._config_class.__name__}."
             )
-        check_model_source(model, args.model_init_kwargs)
+        check_model_source(model, args)
         check_peft_config(kwargs.get("peft_config"))
         check_dataset(train_dataset, "train_dataset", "prompt")
         check_dataset(eval_dataset, "eval_dataset", "prompt")

@@ -59,7 +59,7 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
             args = DiffusionSFTConfig("diffusion-sft")
         elif not isinstance(args, DiffusionSFTConfig):
             raise TypeError(f"args is a {type(args).__name__}; DiffusionSFTTrainer takes a DiffusionSFTConfig.")
-        check_model_source(model, args.model_init_kwargs)
+        check_model_source(model, args)
         check_peft_config(kwargs.get("peft_config"))
         check_dataset(train_dataset, "train_dataset", None)
         check_dataset(eval_dataset, "eval_dataset", None)

@@ -1,0 +1,166 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""LoRA adapters that were trained on a family's remote code, under the names of its modules there."""
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from .conversion import convert_name
+
+
+# "base_model.model.model.transformer.blocks.0.q_proj.lora_A.weight" -> module, and what belongs to LoRA
+_LORA_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<rest>lora_[A-Za-z_]+(?:\..+)?)")
+
+
+class RemoteCodeAdapterMixin:
+    """Adapters are loaded whole, under the library's names or the remote code's, or not at all."""
+
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, torch.Tensor] | None = None,
+        local_files_only: bool = False,
+        adapter_kwargs: dict[str, Any] | None = None,
+        load_config: Any = None,
+        **kwargs,
+    ):
+        """[`~transformers.integrations.PeftAdapterMixin.load_adapter`] that knows the remote code's names too.
+
+        The Auto classes call it when they are given an adapter. Arguments as in transformers.
+
+        Raises:
+            ValueError: the adapter cannot be translated, or its weights and the model's modules do not match.
+        """
+        if peft_model_id is not None:
+            from peft import PeftConfig
+            from peft.utils import load_peft_weights
+
+            hub_kwargs = {**getattr(load_config, "download_kwargs", None or {}), **(adapter_kwargs or {})}
+            hub_kwargs = {
+                name: hub_kwargs[name]
+                for name in ("cache_dir", "force_download", "revision", "subfolder", "token")
+                if hub_kwargs.get(name) is not None
+            }
+            if local_files_only:
+                hub_kwargs["local_files_only"] = True
+            peft_config = peft_config or PeftConfig.from_pretrained(peft_model_id, **hub_kwargs)
+            adapter_state_dict = load_peft_weights(peft_model_id, device="cpu", **hub_kwargs)
+        if peft_config is not None and adapter_state_dict is not None:
+            peft_config, adapter_state_dict = translate_adapter(self, peft_config, adapter_state_dict)
+        info = super().load_adapter(
+            adapter_name=adapter_name,
+            peft_config=peft_config,
+            adapter_state_dict=adapter_state_dict,
+            load_config=load_config,
+            **kwargs,
+        )
+        wrong = {
+            "lacks": info.missing_keys,
+            "has weights without a place for": info.unexpected_keys,
+            "has weights of other shapes for": {key[0] for key in info.mismatched_keys},
+        }
+        for what, keys in wrong.items():
+            if keys:
+                raise ValueError(
+                    f"The adapter {peft_model_id or ''} {what} {len(keys)} weights of {type(self).__name__} (the "
+                    f"first: {', '.join(sorted(keys)[:3])}). It was trained on another model."
+                )
+        return info
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """`PeftModel.from_pretrained` puts adapters on the modules it finds, and drops the weights of the others
+        without a word. Here is where those weights come by."""
+        names = None
+        for key in state_dict:
+            if ".lora_" not in key or not key.startswith(prefix):
+                continue
+            if names is None:
+                names = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
+            if key[len(prefix) :] not in names:
+                raise ValueError(
+                    f"The adapter has weights for {key[len(prefix) :]}, and its target_modules name no such module of "
+                    f"{type(self).__name__}: it would be loaded in part. If it was trained on the model's remote "
+                    "code, load it with `AutoModelForDiffusionLM.from_pretrained(adapter)`, which translates the "
+                    "names; `save_pretrained` then writes an adapter that PEFT loads."
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def translate_adapter(model: nn.Module, peft_config: Any, weights: dict[str, torch.Tensor]):
+    """A LoRA adapter under the library's module names.
+
+    Which modules it has is read off its weights: `target_modules` on the remote code may name modules that are called
+    otherwise here, or two modules at once (LLaDA's `ff_out` is both a projection and the head).
+
+    Args:
+        model:
+            The model the adapter is for.
+        peft_config ([`~peft.PeftConfig`]):
+            Its config.
+        weights (`dict[str, torch.Tensor]`):
+            Its weights, as PEFT saves them.
+
+    Returns:
+        The config and the weights; the same objects where the names are the library's already.
+
+    Raises:
+        ValueError: the adapter has remote-code names and is of a kind that has no translation.
+    """
+    keys = {key: _LORA_KEY.fullmatch(key) for key in weights}
+    native = {match["module"]: convert_name(model, match["module"]) for match in keys.values() if match is not None}
+    others = [key for key, match in keys.items() if match is None]
+    renamed_others = [key for key in others if convert_name(model, key) != key]
+    if all(name == module for module, name in native.items()) and not renamed_others:
+        return peft_config, weights
+
+    family = type(model).__name__
+    if peft_config.peft_type != "LORA":
+        raise ValueError(
+            f"The adapter is a {peft_config.peft_type} trained on the remote code of {family}; only LoRA adapters are "
+            "translated to its native modules."
+        )
+    if others:
+        raise ValueError(
+            f"The adapter was trained on the remote code of {family} and holds weights that are not LoRA's "
+            f"({', '.join(others[:3])}): modules_to_save and trained biases are not translated."
+        )
+    for field in ("rank_pattern", "alpha_pattern", "target_parameters"):
+        if getattr(peft_config, field, None):
+            raise ValueError(
+                f"The adapter was trained on the remote code of {family} and its {field}="
+                f"{getattr(peft_config, field)!r} names modules of it: that is not translated."
+            )
+    modules = dict(model.named_modules())
+    for module, name in native.items():
+        if not isinstance(modules.get(name), (nn.Linear, nn.Embedding)):
+            raise ValueError(
+                f"The adapter was trained on the remote code of {family} and adapts {module}, which has no module of "
+                "its own in the native model (fused there and split here, or the other way round): it is not "
+                "translated."
+            )
+    config = copy.deepcopy(peft_config)
+    config.target_modules = _short_names(set(native.values()), modules)
+    # The weights say exactly which modules: what narrowed the choice down on the remote code has done its work.
+    for field in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        setattr(config, field, None)
+    translated = {
+        f"base_model.model.{native[match['module']]}.{match['rest']}": weights[key] for key, match in keys.items()
+    }
+    return config, translated
+
+
+def _short_names(wanted: set[str], modules: dict[str, nn.Module]) -> set[str]:
+    """`target_modules` for the modules wanted: the last part of their names, where that means no others."""
+    short = set()
+    for name in wanted:
+        last = name.rpartition(".")[2]
+        alike = {module for module in modules if module.rpartition(".")[2] == last}
+        short.add(last if alike <= wanted else name)
+    return short

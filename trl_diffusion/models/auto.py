@@ -1,0 +1,164 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Loading a checkpoint of whichever family."""
+
+import json
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import find_adapter_config_file, logging
+
+from .configuration import DiffusionConfigMixin
+from .modeling import DiffusionModelMixin
+
+
+logger = logging.get_logger(__name__)
+
+# transformers' own diffusion language model: uniform corruption, no mask token, a generation mixin of its own.
+UNIFORM_MODEL_TYPE = "diffusion_gemma"
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def supported_model_types() -> list[str]:
+    """`model_type`s of the families with a mask token, sorted."""
+    extra = CONFIG_MAPPING._extra_content.items()
+    return sorted(name for name, config_class in extra if issubclass(config_class, DiffusionConfigMixin))
+
+
+def check_model_type(name_or_path: str, **hub_kwargs) -> str:
+    """`model_type` of a checkpoint, read without executing anything of it.
+
+    Args:
+        name_or_path (`str`):
+            Hub id or folder of a model, or of a PEFT adapter, whose base model is then looked at.
+        hub_kwargs:
+            `revision`, `token`, `cache_dir`, `local_files_only`, … of transformers.
+
+    Returns:
+        `str`: one of [`supported_model_types`], or "diffusion_gemma".
+
+    Raises:
+        ValueError: it is another model.
+    """
+    source = _base_model(name_or_path, **hub_kwargs)
+    config, _ = PreTrainedConfig.get_config_dict(source, **({} if source != name_or_path else hub_kwargs))
+    model_type = config.get("model_type")
+    if model_type in (*supported_model_types(), UNIFORM_MODEL_TYPE):
+        return model_type
+    remedy = ""
+    if f"a2d-{model_type}" in supported_model_types():
+        remedy = (
+            f" It is autoregressive; `trl-diffusion convert --model {source} --to a2d --output_dir …` makes a "
+            "diffusion language model of it."
+        )
+    raise ValueError(
+        f"{source!r} has model_type={model_type!r} (architectures={config.get('architectures')}), which is not a "
+        f"diffusion language model supported here. Supported: {', '.join(supported_model_types())}, "
+        f"{UNIFORM_MODEL_TYPE}.{remedy}"
+    )
+
+
+def _base_model(name_or_path: str, **hub_kwargs) -> str:
+    """The model an adapter belongs to; the name itself where it is no adapter."""
+    adapter_config = find_adapter_config_file(name_or_path, **hub_kwargs)
+    if adapter_config is None:
+        return str(name_or_path)
+    with open(adapter_config, encoding="utf-8") as file:
+        return json.load(file)["base_model_name_or_path"]
+
+
+def find_mask_token_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of [MASK] according to a tokenizer: its mask token, or else the token that the family's published
+    tokenizers use without declaring it (LLaDA's `<|mdm_mask|>`). `None` where there is neither."""
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    return tokenizer.get_vocab().get(config.mask_token)
+
+
+class AutoModelForDiffusionLM:
+    """Loads a diffusion language model of any supported family; see [`~AutoModelForDiffusionLM.from_pretrained`]."""
+
+    def __init__(self):
+        raise OSError("AutoModelForDiffusionLM is loaded with `AutoModelForDiffusionLM.from_pretrained(...)`.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args, **kwargs) -> PreTrainedModel:
+        """Load a checkpoint, or a PEFT adapter with its base model, natively and ready to generate.
+
+        Beyond what [`~transformers.AutoModelForCausalLM`] does: the mask token is resolved (config, else the family's
+        documented constant, else the tokenizer), special tokens that the generation config lacks are taken from the
+        config or else the tokenizer, and a model that is none of the supported families is refused by name. No code of
+        the repository is ever executed.
+
+        Args:
+            pretrained_model_name_or_path (`str`):
+                Hub id or folder of a model or of an adapter.
+            kwargs:
+                Those of [`~transformers.PreTrainedModel.from_pretrained`] (`dtype`, `device_map`,
+                `attn_implementation`, `quantization_config`, `revision`, …) and fields of the config (`block_length`,
+                …).
+
+        Returns:
+            [`~trl_diffusion.models.DiffusionModelMixin`]; for DiffusionGemma transformers' own class.
+
+        Raises:
+            ValueError: an unsupported `model_type`; no mask token; missing or mismatched weights.
+        """
+        if kwargs.pop("trust_remote_code", None):
+            logger.warning("trust_remote_code=True has no effect: no code of the repository is executed.")
+        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
+        config = kwargs.get("config")
+        known = isinstance(config, (PreTrainedConfig, DiffusionConfigMixin))
+        model_type = config.model_type if known else check_model_type(pretrained_model_name_or_path, **hub_kwargs)
+        if model_type == UNIFORM_MODEL_TYPE:
+            return AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
+        if not isinstance(model, DiffusionModelMixin):
+            raise ValueError(f"config is a {type(config).__name__}, which is not that of a diffusion language model.")
+        source = _base_model(pretrained_model_name_or_path, **hub_kwargs)
+        _settle_special_tokens(model, source, {} if source != str(pretrained_model_name_or_path) else hub_kwargs)
+        return loaded
+
+
+def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: dict[str, Any]):
+    """Fill in the mask token and the special tokens of generation, from the tokenizer where the configs lack them.
+
+    Raises:
+        ValueError: nothing names a mask token.
+    """
+    generation = model.generation_config
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(generation, name) is None:
+            setattr(generation, name, getattr(model.config, name, None))
+    if model.config.mask_token_id is not None and generation.eos_token_id is not None:
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, **hub_kwargs)
+    except (OSError, ValueError) as error:
+        if model.config.mask_token_id is not None:
+            return  # a model without a tokenizer; generation runs to the end of the canvas
+        raise ValueError(
+            f"{source}: config.mask_token_id is None and no tokenizer was found that could name the mask token "
+            f"({error}). Pass `mask_token_id=` to from_pretrained."
+        ) from error
+    if model.config.mask_token_id is None:
+        model.config.mask_token_id = find_mask_token_id(model.config, tokenizer)
+    if model.config.mask_token_id is None:
+        raise ValueError(
+            f"{source}: neither the config nor the tokenizer names a mask token. Pass `mask_token_id=` to "
+            "from_pretrained."
+        )
+    if generation.eos_token_id is None:
+        generation.eos_token_id = tokenizer.eos_token_id
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
