@@ -15,8 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import trl_diffusion  # noqa: F401
-from trl_diffusion.models import LLaDAConfig, LLaDAModelLM, SDARConfig, SDARForCausalLM
+from trl_diffusion import models
 from trl_diffusion.tasks import character_tokenizer
 
 
@@ -26,15 +25,35 @@ torch.set_num_threads(1)
 DATA = Path(__file__).parent / "data"
 
 
-def golden_model(family: str):
+_MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Golden checkpoint -> its classes, and what a tiny random model needs beyond the fields that all have.
+FAMILIES = {
+    "llada": (models.LLaDAConfig, models.LLaDAModelLM, {}),
+    "mmada": (models.MMadaConfig, models.MMadaModelLM, {}),
+    "dream": (models.DreamConfig, models.DreamModel, {}),
+    "sdar": (models.SDARConfig, models.SDARForCausalLM, {"head_dim": 8}),
+    "sdar_moe": (models.SDARMoeConfig, models.SDARMoeForCausalLM, {"head_dim": 8, "num_experts": 6, **_MOE}),
+    "llada2_moe": (
+        models.LLaDA2MoeConfig,
+        models.LLaDA2MoeModelLM,
+        {"head_dim": 8, "n_routed_experts": 8, "n_group": 2, "first_k_dense_replace": 1, "block_length": 4, **_MOE},
+    ),
+    "lladamoe": (models.LLaDAMoEConfig, models.LLaDAMoEModelLM, {"num_experts": 6, **_MOE}),
+    "a2d-llama": (models.A2DLlamaConfig, models.A2DLlamaLMHeadModel, {}),
+    "a2d-qwen2": (models.A2DQwen2Config, models.A2DQwen2LMHeadModel, {}),
+    "a2d-qwen3": (models.A2DQwen3Config, models.A2DQwen3LMHeadModel, {"head_dim": 8, "block_length": 4}),
+}
+
+
+def golden_model(family: str, **kwargs):
     """A golden checkpoint of tests/data, loaded as a user loads one."""
-    return AutoModelForCausalLM.from_pretrained(DATA / "models" / family, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(DATA / "models" / family, dtype=torch.float32, **kwargs).eval()
 
 
-def random_model(family: str, tokenizer, seed: int = 0, spread: float = 0.3, **kwargs):
-    """A tiny model with random weights, spread enough for its distributions to differ from uniform."""
-    torch.manual_seed(seed)
-    shared = {
+def random_config(family: str, tokenizer, spread: float = 0.3, **kwargs):
+    """Config of a tiny model of a family."""
+    config_class, _, extra = FAMILIES[family]
+    fields = {
         "vocab_size": len(tokenizer),
         "mask_token_id": tokenizer.mask_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -46,15 +65,24 @@ def random_model(family: str, tokenizer, seed: int = 0, spread: float = 0.3, **k
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
         "initializer_range": spread,
-        **kwargs,
     }
-    if family == "llada":
-        return LLaDAModelLM(LLaDAConfig(**shared)).eval()
-    return SDARForCausalLM(SDARConfig(head_dim=8, **shared)).eval()
+    return config_class(**{**fields, **extra, **kwargs})
+
+
+def random_model(family: str, tokenizer, seed: int = 0, spread: float = 0.3, **kwargs):
+    """A tiny model with random weights, spread enough for its distributions to differ from uniform."""
+    torch.manual_seed(seed)
+    return FAMILIES[family][1](random_config(family, tokenizer, spread, **kwargs)).eval()
 
 
 @pytest.fixture(params=["llada", "sdar"])
 def family(request):
+    """One family of either kind of attention, for what does not depend on more than that."""
+    return request.param
+
+
+@pytest.fixture(params=list(FAMILIES))
+def every_family(request):
     return request.param
 
 

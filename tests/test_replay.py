@@ -37,7 +37,8 @@ def slow_logprobs(model, rollout, row: int, temperature: float) -> torch.Tensor:
             kwargs["attention_mask"] = visibility(ids.size(1), rollout.block_length)
             kwargs["position_ids"] = torch.arange(ids.size(1))[None]
         with torch.no_grad():
-            logits = model(ids, **kwargs).logits[0, len(prompt) :].clone()
+            start = len(prompt) - model.logits_shift
+            logits = model(ids, **kwargs).logits[0, start : start + len(canvas)].clone()
         logits[:, model.mask_token_id] = float("-inf")
         log_probs = (logits / temperature).log_softmax(-1)
         for position in (steps == step).nonzero().flatten().tolist():
@@ -97,13 +98,13 @@ def check(model, rollout):
 
 @pytest.mark.parametrize("unmasking", ["low_confidence", "random", "threshold"])
 @pytest.mark.parametrize("block_length", [4, 8])
-def test_replay_of_a_padded_batch_with_a_ragged_block(family, unmasking, block_length):
-    model = golden_model(family)
+def test_replay_of_a_padded_batch_with_a_ragged_block(every_family, unmasking, block_length):
+    model = golden_model(every_family)
     check(model, rollout_of(model, 0.7, unmasking=unmasking, block_length=block_length, num_denoising_steps=9))
 
 
-def test_replay_with_an_eos_in_the_middle(family):
-    model = golden_model(family)
+def test_replay_with_an_eos_in_the_middle(every_family):
+    model = golden_model(every_family)
     free = rollout_of(model, 0.7, block_length=4)
     eos = free.canvas_ids[1, 6].item()
     rollout = rollout_of(model, 0.7, eos=eos, block_length=4)
@@ -124,6 +125,32 @@ def test_greedy_log_probabilities_are_at_temperature_one(family):
     rollout = rollout_of(model, 0.0, block_length=4)
     assert rollout.temperature == 1.0
     check(model, rollout)
+
+
+@pytest.mark.parametrize("family", ["a2d-llama", "a2d-qwen2", "a2d-qwen3"])
+def test_replay_of_a_converted_model_with_blocks(family):
+    model = golden_model(family, block_length=4)
+    assert model.attention == "block_causal"
+    check(model, rollout_of(model, 0.7, num_denoising_steps=9))
+
+
+def test_replay_of_an_empty_prompt_with_shifted_logits(tokenizer):
+    """Nothing stands before the first token of the canvas: it keeps its own logits, which predict the second too."""
+    model = random_model("dream", tokenizer)
+    rollout = model.generate(
+        torch.zeros(2, 0, dtype=torch.long), max_new_tokens=5, temperature=0.8, seed=3, return_dict_in_generate=True
+    ).rollout
+    for row in range(2):
+        steps, canvas = rollout.unmask_step[row], rollout.canvas_ids[row]
+        for step in range(1, 6):
+            state = torch.where(steps >= step, model.mask_token_id, canvas)
+            with torch.no_grad():
+                logits = model(state[None]).logits[0].clone()
+            logits[:, model.mask_token_id] = float("-inf")
+            position = (steps == step).nonzero().item()
+            expected = (logits[max(position - 1, 0)] / 0.8).log_softmax(-1)[canvas[position]]
+            assert abs(expected - rollout.logprobs[row, position]) <= TOLERANCE
+    assert (package_logprobs(model, rollout) - rollout.logprobs).abs().max() <= TOLERANCE
 
 
 def test_replay_of_the_same_prompt_without_a_prompt_before_the_block(tokenizer):

@@ -68,8 +68,11 @@ class DiffusionConfigMixin:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Read a Hub config. An `attn_implementation` found there (SDAR: "flex_attention") was meant for the remote
-        code: the choice is left to the caller and to transformers' default."""
-        config_dict = {name: value for name, value in config_dict.items() if name != "attn_implementation"}
+        code: the choice is left to the caller and to transformers' default. The `model_type` is the class's, whatever
+        the file calls it (LLaDA-MoE), since the conversion rules go by it."""
+        config_dict = {
+            name: value for name, value in config_dict.items() if name not in ("attn_implementation", "model_type")
+        }
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

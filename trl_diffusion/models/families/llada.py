@@ -93,19 +93,19 @@ class MMadaModelLM(LLaDAModelLM):
 _RENAMINGS = [
     # Free of capturing groups, so that each rule can be run backwards when saving; and without effect on names that
     # are Llama's already, since PEFT runs the rules on the keys of every adapter it loads.
-    WeightRenaming("model.transformer.wte", "model.embed_tokens"),
-    WeightRenaming("model.transformer.ln_f", "model.norm"),
-    WeightRenaming("model.transformer.ff_out", "lm_head"),
-    WeightRenaming("model.transformer.blocks", "model.layers"),
-    WeightRenaming("attn_norm", "input_layernorm"),
-    WeightRenaming("ff_norm", "post_attention_layernorm"),
-    WeightRenaming(r"(?<!self_attn)\.q_proj", ".self_attn.q_proj"),
-    WeightRenaming(r"(?<!self_attn)\.k_proj", ".self_attn.k_proj"),
-    WeightRenaming(r"(?<!self_attn)\.v_proj", ".self_attn.v_proj"),
-    WeightRenaming(".attn_out", ".self_attn.o_proj"),
-    WeightRenaming(".ff_proj", ".mlp.gate_proj"),
-    WeightRenaming(r"(?<!mlp)\.up_proj", ".mlp.up_proj"),
-    WeightRenaming(".ff_out", ".mlp.down_proj"),
+    WeightRenaming(r"model\.transformer\.wte", r"model\.embed_tokens"),
+    WeightRenaming(r"model\.transformer\.ln_f", r"model\.norm"),
+    WeightRenaming(r"model\.transformer\.ff_out", "lm_head"),
+    WeightRenaming(r"model\.transformer\.blocks", r"model\.layers"),
+    WeightRenaming(r"\.attn_norm", r"\.input_layernorm"),
+    WeightRenaming(r"\.ff_norm", r"\.post_attention_layernorm"),
+    WeightRenaming(r"(?<!self_attn)\.q_proj", r"\.self_attn\.q_proj"),
+    WeightRenaming(r"(?<!self_attn)\.k_proj", r"\.self_attn\.k_proj"),
+    WeightRenaming(r"(?<!self_attn)\.v_proj", r"\.self_attn\.v_proj"),
+    WeightRenaming(r"\.attn_out", r"\.self_attn\.o_proj"),
+    WeightRenaming(r"\.ff_proj", r"\.mlp\.gate_proj"),
+    WeightRenaming(r"(?<!mlp)\.up_proj", r"\.mlp\.up_proj"),
+    WeightRenaming(r"\.ff_out", r"\.mlp\.down_proj"),
 ]
 register_family(LLaDAConfig, LLaDAModelLM, _RENAMINGS)
 register_family(MMadaConfig, MMadaModelLM, _RENAMINGS)

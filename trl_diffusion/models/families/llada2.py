@@ -57,17 +57,17 @@ class LLaDA2MoeModelLM(DiffusionModelMixin, Glm4MoeForCausalLM):
 
 
 def _split_fused(kind: str) -> WeightConverter:
-    projections = [f".self_attn.{name}_proj.{kind}" for name in "qkv"]
-    return WeightConverter(f".self_attn.query_key_value.{kind}", projections, [Split(dim=0)])
+    projections = [rf"\.self_attn\.{name}_proj\.{kind}" for name in "qkv"]
+    return WeightConverter(rf"\.self_attn\.query_key_value\.{kind}", projections, [Split(dim=0)])
 
 
 _CONVERSIONS: list[Any] = [
-    WeightRenaming("model.word_embeddings", "model.embed_tokens"),
-    WeightRenaming(".attention.", ".self_attn."),
-    WeightRenaming(".self_attn.dense", ".self_attn.o_proj"),
-    WeightRenaming(".self_attn.query_layernorm", ".self_attn.q_norm"),
-    WeightRenaming(".self_attn.key_layernorm", ".self_attn.k_norm"),
-    WeightRenaming(".gate.expert_bias", ".gate.e_score_correction_bias"),
+    WeightRenaming(r"model\.word_embeddings", r"model\.embed_tokens"),
+    WeightRenaming(r"\.attention\.", r"\.self_attn\."),
+    WeightRenaming(r"\.self_attn\.dense", r"\.self_attn\.o_proj"),
+    WeightRenaming(r"\.self_attn\.query_layernorm", r"\.self_attn\.q_norm"),
+    WeightRenaming(r"\.self_attn\.key_layernorm", r"\.self_attn\.k_norm"),
+    WeightRenaming(r"\.gate\.expert_bias", r"\.gate\.e_score_correction_bias"),
     _split_fused("weight"),
     _split_fused("bias"),
     *get_checkpoint_conversion_mapping("glm4_moe"),

@@ -26,6 +26,7 @@ class LLaDAMoEConfig(DiffusionConfigMixin, Qwen3MoeConfig):
 
     model_type = "lladamoe"
     hub_fields = {
+        "num_experts": "num_local_experts",
         "dense_intermediate_size": "intermediate_size",
         "expert_intermediate_size": "moe_intermediate_size",
     }

@@ -37,6 +37,7 @@ class SDARMoeConfig(BlockDiffusionConfigMixin, Qwen3MoeConfig):
     """Config of SDAR with experts; as [`SDARConfig`], on [`~transformers.Qwen3MoeConfig`]."""
 
     model_type = "sdar_moe"
+    hub_fields = {"num_experts": "num_local_experts"}
     known_mask_token_ids = SDARConfig.known_mask_token_ids
     mask_token = SDARConfig.mask_token
     default_block_length = SDARConfig.default_block_length
