@@ -149,7 +149,7 @@ def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: 
             return  # a model without a tokenizer; generation runs to the end of the canvas
         raise ValueError(
             f"{source}: config.mask_token_id is None and no tokenizer was found that could name the mask token "
-            f"({error}). Pass `mask_token_id=` to from_pretrained."
+            f"({str(error).splitlines()[0]}). Pass `mask_token_id=` to from_pretrained."
         ) from error
     if model.config.mask_token_id is None:
         model.config.mask_token_id = find_mask_token_id(model.config, tokenizer)

@@ -1,0 +1,112 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Masks of every layout, on every backend, against visibility written out pair by pair."""
+
+import pytest
+import torch
+from conftest import golden_model, random_model
+
+from trl_diffusion.models import SDARConfig, layout_mask, token_positions
+
+
+# Two rows of eight tokens: padding on the left of the one, on the right of the other.
+VALID = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
+DOCUMENTS = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 2, 2, 2]])
+NOISY = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1]])
+COUNTED = token_positions(VALID)
+LAYOUTS = {
+    "full": {"block_ids": torch.zeros_like(VALID)},
+    "block_causal": {"block_ids": COUNTED // 3},
+    "noisy_clean": {"block_ids": torch.tensor([[0, 0, 0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 1, 1]]), "noisy": NOISY},
+    "documents": {"block_ids": torch.zeros_like(VALID), "document_ids": DOCUMENTS},
+    "documents_in_blocks": {"block_ids": token_positions(VALID, DOCUMENTS) // 2, "document_ids": DOCUMENTS},
+}
+
+
+def visible(row, query, key, block_ids, noisy=None, document_ids=None) -> bool:
+    """What the docstring of `layout_mask` says, for one pair."""
+    if query == key:
+        return True
+    if not (VALID[row, query] and VALID[row, key]):
+        return False
+    if document_ids is not None and document_ids[row, query] != document_ids[row, key]:
+        return False
+    query_block, key_block = block_ids[row, query], block_ids[row, key]
+    query_noisy = noisy is not None and bool(noisy[row, query])
+    key_noisy = noisy is not None and bool(noisy[row, key])
+    if query_noisy and key_noisy:
+        return bool(query_block == key_block)
+    if query_noisy:
+        return bool(key_block < query_block)
+    return not key_noisy and bool(key_block <= query_block)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+def test_every_layout_on_every_backend(layout, implementation):
+    config = SDARConfig()
+    config._attn_implementation = implementation
+    mask = layout_mask(config, valid=VALID, **LAYOUTS[layout])
+    for row in range(2):
+        for query in range(8):
+            for key in range(8):
+                if implementation == "sdpa":
+                    found = bool(mask[row, 0, query, key])
+                elif implementation == "eager":
+                    found = bool(mask[row, 0, query, key] == 0)
+                    assert found or mask[row, 0, query, key] < -1e30
+                else:
+                    index = [torch.tensor(value) for value in (row, 0, query, key)]
+                    found = bool(mask.mask_mod(*index))
+                assert found == visible(row, query, key, **LAYOUTS[layout]), (row, query, key)
+
+
+def test_positions_start_again_with_every_document():
+    assert token_positions(VALID).tolist() == [[0, 0, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 6]]
+    assert token_positions(VALID, DOCUMENTS).tolist() == [[0, 0, 0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+def test_packed_documents_equal_rows_of_their_own(every_family, implementation):
+    model = golden_model(every_family, attn_implementation=implementation)
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(0, 200, (length,), generator=generator) for length in (7, 5, 9)]
+    packed = torch.cat([*documents, torch.zeros(3, dtype=torch.long)])[None]
+    mask = torch.tensor([[1] * 21 + [0] * 3])
+    document_ids = torch.tensor([[0] * 7 + [1] * 5 + [2] * 9 + [3] * 3])
+    with torch.no_grad():
+        found = model(packed, attention_mask=mask, document_ids=document_ids).logits[0]
+        expected = torch.cat([model(document[None]).logits[0] for document in documents])
+    assert (found[:21] - expected).abs().max() <= 2e-5
+
+
+def test_packing_without_document_ids_is_refused(every_family):
+    model = golden_model(every_family)
+    ids = torch.randint(0, 200, (1, 8))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    with pytest.raises(ValueError, match="go from 4 to 0 inside row 0.*document_ids"):
+        model(ids, position_ids=positions)
+    with pytest.raises(ValueError, match="go from 4 to 0 inside row 0"):
+        model(ids, attention_mask=torch.ones_like(ids), position_ids=positions)
+    with pytest.raises(ValueError, match="cu_seq_lens_q"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 5, 8]))
+    padded, anything = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0, 1, 2, 3, 4]])
+    with torch.no_grad():  # padding may have any positions
+        model(ids, attention_mask=padded, position_ids=anything)
+
+
+def test_documents_and_a_ready_mask_exclude_each_other(tokenizer):
+    ids = torch.randint(3, 8, (1, 4))
+    with pytest.raises(ValueError, match="document_ids"):
+        random_model("llada", tokenizer)(
+            ids, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool), document_ids=torch.zeros_like(ids)
+        )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"document_ids": torch.zeros(1, 4, dtype=torch.long)}])
+def test_flash_attention_takes_no_mask_of_blocks_or_documents(tokenizer, arguments):
+    model = random_model("llada" if arguments else "sdar", tokenizer)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2.*no mask of blocks or documents"):
+        model(torch.randint(3, 8, (1, 4)), **arguments)
