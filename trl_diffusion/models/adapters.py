@@ -42,7 +42,7 @@ class RemoteCodeAdapterMixin:
             from peft import PeftConfig
             from peft.utils import load_peft_weights
 
-            hub_kwargs = {**getattr(load_config, "download_kwargs", None or {}), **(adapter_kwargs or {})}
+            hub_kwargs = {**(getattr(load_config, "download_kwargs", None) or {}), **(adapter_kwargs or {})}
             hub_kwargs = {
                 name: hub_kwargs[name]
                 for name in ("cache_dir", "force_download", "revision", "subfolder", "token")

@@ -134,6 +134,11 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
                 "cu_seq_lens_q (padding-free rows) is not supported: attention would reach from one document into "
                 "the next. Pass `document_ids` (B, L)."
             )
+        if kwargs.get("output_router_logits") and self.attention == "block_causal":
+            raise ValueError(
+                "output_router_logits=True: the library's load-balancing loss takes no mask of blocks. Read the "
+                "routers' outputs with hooks, or leave it out."
+            )
         plain = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
         if document_ids is not None and not plain:
             raise ValueError("document_ids and an attention mask of four dimensions exclude each other: pass one.")

@@ -151,3 +151,14 @@ def settle_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> D
             "model was trained with."
         )
     return family
+
+
+def switch_router_loss_off(trainer: Any):
+    """TRL adds the load-balancing loss of models with experts, from a forward pass of its own; ours score masked
+    views. The model's own coefficient stays in its config."""
+    if trainer.aux_loss_enabled:
+        logger.warning("The load-balancing loss of the experts is not added: router_aux_loss_coef has no effect here.")
+    trainer.aux_loss_enabled = False
+    config = diffusion_model(trainer.model).config
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False

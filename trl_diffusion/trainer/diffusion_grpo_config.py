@@ -24,7 +24,7 @@ _UNSUPPORTED = {
     "entropy_coef": (0.0, "leave it at 0.0."),
     "use_adaptive_entropy": (False, "leave it at False."),
     "off_policy_mask_threshold": (None, "leave it out."),
-    "router_aux_loss_coef": (None, "no supported family is a mixture of experts. Leave it out."),
+    "router_aux_loss_coef": (None, "the load-balancing loss of experts is not added. Leave it out."),
 }
 _LOSS_TYPES = ("step", "grpo", "bnpo", "dr_grpo", "dapo")
 

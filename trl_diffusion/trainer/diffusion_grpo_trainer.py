@@ -18,7 +18,14 @@ from ..generation import Rollout
 from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
-from .checks import check_dataset, check_model_source, check_peft_config, map_style_datasets, settle_mask_token
+from .checks import (
+    check_dataset,
+    check_model_source,
+    check_peft_config,
+    map_style_datasets,
+    settle_mask_token,
+    switch_router_loss_off,
+)
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
 from .resume import ResumableRolloutsMixin
@@ -122,6 +129,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
             **kwargs,
         )
         family = settle_mask_token(self.model, self._tokenizer)
+        switch_router_loss_off(self)
         if self.ref_model is not None:
             diffusion_model(self.ref_model).config.mask_token_id = family.mask_token_id
         if args.block_length is not None and args.block_length > args.max_completion_length:

@@ -42,5 +42,6 @@ class DiffusionSFTConfig(SFTConfig):
                 "padding_free": (False, "rows joined into one would see each other. Set padding_free=False."),
                 "loss_type": ("nll", "the loss is the weighted cross-entropy of masked tokens. Leave it out."),
                 "label_smoothing_factor": (0.0, "set it to 0."),
+                "router_aux_loss_coef": (None, "the load-balancing loss of experts is not added. Leave it out."),
             },
         )

@@ -14,7 +14,14 @@ from trl import SFTTrainer
 from ..likelihood import MaskedView, random_view, view_logits
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
-from .checks import check_dataset, check_model_source, check_peft_config, map_style_datasets, settle_mask_token
+from .checks import (
+    check_dataset,
+    check_model_source,
+    check_peft_config,
+    map_style_datasets,
+    settle_mask_token,
+    switch_router_loss_off,
+)
 from .diffusion_sft_config import DiffusionSFTConfig
 
 
@@ -65,6 +72,7 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         check_dataset(eval_dataset, "eval_dataset", None)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         settle_mask_token(self.model, self._tokenizer)
+        switch_router_loss_off(self)
         self._check_rows()
         self._loss_shifts_labels = False  # the Trainer counts the tokens of a step, the first one included
         # Each process draws noise of its own. The global generators are used, since checkpoints save and restore them.
