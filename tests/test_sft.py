@@ -38,8 +38,9 @@ def trainer(model, tokenizer, tmp_path, dataset=None, **kwargs):
     )
 
 
-def test_the_loss_equals_a_slow_loop(family, tokenizer, tmp_path, monkeypatch):
-    model = random_model(family, tokenizer, block_length=4) if family == "sdar" else random_model(family, tokenizer)
+def test_the_loss_equals_a_slow_loop(every_family, tokenizer, tmp_path, monkeypatch):
+    model = random_model(every_family, tokenizer)
+    assert model.block_length in (None, 4)
     sft = trainer(model, tokenizer, tmp_path)
     batch = sft.data_collator([sft.train_dataset[0], sft.train_dataset[1]])
     drawn = []
@@ -62,13 +63,15 @@ def test_the_loss_equals_a_slow_loop(family, tokenizer, tmp_path, monkeypatch):
             state = ids[row, : lengths[row]].clone()
             noisy = view.masked[row, : lengths[row]]
             kwargs = {}
-            if family == "sdar":
+            if model.attention == "block_causal":
                 block = torch.arange(len(state)) // 4
                 noisy = noisy & (block == position // 4)  # earlier blocks are clean, later ones out of sight
                 kwargs["attention_mask"] = (block[:, None] >= block[None])[None, None]
             state[noisy] = tokenizer.mask_token_id
             with torch.no_grad():
-                log_probs = model(state[None], **kwargs).logits[0, position].double().log_softmax(-1)
+                log_probs = (
+                    model(state[None], **kwargs).logits[0, position - model.logits_shift].double().log_softmax(-1)
+                )
             total -= log_probs[ids[row, position]].item() * view.weight[row, position].item()
     trainable = (batch["labels"] != -100).sum().item()
     assert loss == pytest.approx(total / trainable, rel=1e-5)

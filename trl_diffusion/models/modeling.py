@@ -76,6 +76,11 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
                 f"(the first: {', '.join(absent[:5])}). Check that all files of the checkpoint are there and that its "
                 "config.json belongs to them."
             )
+        for module in model.modules():
+            # On a CPU with AVX-512 bitsandbytes packs 4-bit weights at the first pass in eval mode, such as a rollout,
+            # and multiplies by them in training too, through a kernel without a gradient.
+            if getattr(module, "support_avx512bf16_for_cpu", False):
+                module.support_avx512bf16_for_cpu = False
         return (model, info) if output_loading_info else model
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):

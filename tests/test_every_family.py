@@ -1,0 +1,172 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Every family through the trainers, and quantized: the cells of docs/models.md.
+
+That the pieces compute the right thing is shown elsewhere (test_models, test_families, test_replay, test_sft); here
+each family goes through all of them, from its files.
+"""
+
+import pytest
+import torch
+from conftest import FAMILIES, golden_model, random_model
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from rl import rl_trainer
+from transformers import BitsAndBytesConfig
+
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion.models import diffusion_model
+from trl_diffusion.tasks import character_tokenizer
+
+
+LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture
+def saved(every_family, tokenizer, tmp_path):
+    """A tiny checkpoint in Hub format, with its tokenizer."""
+    random_model(every_family, tokenizer, spread=0.1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def sft(model, tokenizer, folder, **kwargs):
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.005,
+        "max_steps": 3,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    peft_config = kwargs.pop("peft_config", None)
+    dataset = Dataset.from_dict({"prompt": ["0123", "012"] * 4, "completion": ["1234", "33"] * 4})
+    return DiffusionSFTTrainer(
+        model,
+        DiffusionSFTConfig(**{**settings, **kwargs}),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def test_sft_from_a_path_and_back(saved, every_family, tokenizer, tmp_path):
+    trainer = sft(saved, tokenizer, tmp_path / "sft", max_steps=20)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    first = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < first
+    untouched = [name for name, parameter in trainer.model.named_parameters() if torch.equal(before[name], parameter)]
+    assert not untouched
+    trainer.save_model(str(tmp_path / "trained"))
+    again = AutoModelForDiffusionLM.from_pretrained(tmp_path / "trained", dtype=torch.float32)
+    assert type(again) is FAMILIES[every_family][1]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+
+
+def sum_of_digits(completions, **kwargs):
+    """A reward that differs between the completions of whatever random model."""
+    return [float(sum(map(ord, completion)) % 7) for completion in completions]
+
+
+def test_tracerl_trains(saved, tokenizer, tmp_path):
+    trainer = rl_trainer("tracerl", saved, tokenizer, tmp_path / "rl", reward=sum_of_digits, max_steps=2)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["sft", "tracerl"])
+def test_lora_leaves_the_base_alone(name, saved, tokenizer, tmp_path):
+    peft_config = LoraConfig(**LORA)
+    if name == "sft":
+        trainer = sft(saved, tokenizer, tmp_path / name, peft_config=peft_config)
+    else:
+        trainer = rl_trainer(name, saved, tokenizer, tmp_path / name, sum_of_digits, peft_config=peft_config)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    for key, value in trainer.model.state_dict().items():
+        if "lora_" not in key:
+            assert torch.equal(before[key], value), key
+    assert any("lora_B" in key and value.any() for key, value in trainer.model.state_dict().items())
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(AutoModelForDiffusionLM.from_pretrained(saved), tmp_path / "adapter").eval()
+    ids = torch.randint(3, 8, (1, 9))
+    trainer.model.eval()
+    with torch.no_grad():
+        assert torch.allclose(again(input_ids=ids).logits, trainer.model(input_ids=ids).logits, atol=1e-5)
+
+
+QUANTIZED = {
+    "4-bit": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.float32,
+    },
+    "8-bit": {"load_in_8bit": True},
+}
+
+
+@pytest.mark.parametrize("bits", QUANTIZED)
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "mmada"])
+def test_quantized_with_lora_and_gradient_checkpointing(family, bits, tmp_path):
+    tokenizer = character_tokenizer("01234")
+    random_model(family, tokenizer, hidden_size=64, intermediate_size=128, spread=0.1).save_pretrained(tmp_path / "m")
+    model = AutoModelForDiffusionLM.from_pretrained(
+        tmp_path / "m", dtype=torch.float32, quantization_config=BitsAndBytesConfig(**QUANTIZED[bits])
+    )
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert ("Linear4bit" if bits == "4-bit" else "Linear8bitLt") in kinds
+    trainer = sft(
+        model,
+        tokenizer,
+        tmp_path / "sft",
+        peft_config=LoraConfig(**LORA),
+        activation_checkpointing=True,
+        learning_rate=0.01,
+        per_device_train_batch_size=8,
+    )
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items() if torch.is_tensor(value)}
+    first = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.state.global_step == 3 and diffusion_model(trainer.model).is_activation_checkpointing
+    assert trainer.evaluate()["eval_loss"] < first
+    for key, value in trainer.model.state_dict().items():
+        if torch.is_tensor(value) and "lora_" not in key:
+            assert torch.equal(before[key], value), key
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
+def test_a_4_bit_model_has_the_same_gradient_before_and_after_generating(family, tmp_path):
+    tokenizer = character_tokenizer("01234")
+    random_model(family, tokenizer, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path)
+    model = AutoModelForDiffusionLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=BitsAndBytesConfig(**QUANTIZED["4-bit"])
+    )
+    embedding = model.get_input_embeddings().weight.requires_grad_(True)
+    ids = torch.arange(3, 8).view(1, 5)
+    gradients = []
+    for _ in range(2):
+        model.train()
+        model(ids, labels=ids).loss.backward()
+        gradients.append(embedding.grad.clone())
+        embedding.grad = None
+        model.generate(ids, max_new_tokens=4)
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+def test_the_same_model_generates_from_every_backend(every_family):
+    ids = torch.arange(3, 12).view(1, 9)
+    found = []
+    for implementation in ("sdpa", "eager"):
+        model = golden_model(every_family, attn_implementation=implementation)
+        found.append(model.generate(ids, max_new_tokens=8, num_denoising_steps=4))
+    assert torch.equal(*found)
