@@ -104,9 +104,16 @@ def test_documents_and_a_ready_mask_exclude_each_other(tokenizer):
         )
 
 
-@pytest.mark.parametrize("arguments", [{}, {"document_ids": torch.zeros(1, 4, dtype=torch.long)}])
-def test_flash_attention_takes_no_mask_of_blocks_or_documents(tokenizer, arguments):
-    model = random_model("llada" if arguments else "sdar", tokenizer)
+@pytest.mark.parametrize("family", ["sdar", "sdar_moe", "llada2_moe", "a2d-qwen3"])
+def test_flash_attention_is_refused_for_blocks(family, tokenizer):
+    model = random_model(family, tokenizer)
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2.*no mask of blocks or documents"):
-        model(torch.randint(3, 8, (1, 4)), **arguments)
+        model(torch.randint(3, 8, (1, 4)))
+
+
+def test_flash_attention_is_refused_for_documents(tokenizer):
+    model = random_model("llada", tokenizer)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2.*no mask of blocks or documents"):
+        model(torch.randint(3, 8, (1, 4)), document_ids=torch.tensor([[0, 0, 1, 1]]))

@@ -261,13 +261,6 @@ def test_an_autoregressive_model_is_no_diffusion_model():
         diffusion_model(LlamaForCausalLM(config))
 
 
-def test_flash_attention_is_refused_for_block_masks():
-    config = SDARConfig()
-    config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="flash_attention_2"):
-        layout_mask(config, torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4))
-
-
 def test_full_attention_has_no_block_length(tokenizer):
     with pytest.raises(ValueError, match="block_length=4"):
         random_model("llada", tokenizer)(torch.randint(3, 8, (1, 4)), block_length=4)

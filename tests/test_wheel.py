@@ -23,7 +23,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import trl_diffusion
-from transformers import AutoModelForCausalLM
+from trl_diffusion import AutoModelForDiffusionLM
 from trl_diffusion.checkpoints import tiny_checkpoint
 
 clean = Path(sys.argv[1]).resolve()
@@ -31,7 +31,7 @@ checkpoint = tiny_checkpoint("sudoku-llada-tiny")
 for path in (trl_diffusion.__file__, distribution("trl-diffusion").locate_file(""), checkpoint):
     assert Path(path).resolve().is_relative_to(clean), f"{path} is not in {clean}"
 
-model = AutoModelForCausalLM.from_pretrained(checkpoint)
+model = AutoModelForDiffusionLM.from_pretrained(checkpoint)
 print(sum(parameter.numel() for parameter in model.parameters()))
 """
 
@@ -80,3 +80,4 @@ def test_wheel_works_in_a_clean_environment(wheel, tmp_path):
     (Path(site_packages) / "dependencies.pth").write_text("\n".join(here))
 
     assert int(run(python, "-c", USE_THE_PACKAGE, clean, cwd=tmp_path).splitlines()[-1]) > 0
+    assert "--block_length" in run(python.parent / "trl-diffusion", "convert", "--help", cwd=tmp_path)

@@ -1,0 +1,66 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the documentation promises is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FAMILIES
+
+
+ROOT = Path(__file__).parents[1]
+MODELS = (ROOT / "docs" / "models.md").read_text()
+COLUMNS = ["loads", "generates", "SFT", "TraceRL", "BGPO", "IGPO", "LoRA", "4-bit", "flex", "flash"]
+
+
+def cells() -> dict[tuple[str, str], str]:
+    """(family, column) -> the cell of the table of tests."""
+    found = {}
+    for line in MODELS.splitlines():
+        match = re.fullmatch(r"\| `([\w-]+)` \|(.+)\|", line)
+        if match:
+            values = [value.strip() for value in match[2].split("|")]
+            assert len(values) == len(COLUMNS), line
+            found |= {(match[1], column): value for column, value in zip(COLUMNS, values, strict=True)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def collected() -> list[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    names = {"test_models.py", "test_replay.py", "test_every_family.py", "test_masks.py"}
+    command[-1:] = [str(ROOT / "tests" / name) for name in sorted(names)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+
+
+def test_every_mark_in_the_table_of_models_has_a_test(collected):
+    tests = dict(re.findall(r"^- ([\w-]+): `(tests/\w+\.py::\w+)`", MODELS, re.MULTILINE))
+    table = cells()
+    assert {family for family, _ in table} == set(FAMILIES)
+    for (family, column), value in table.items():
+        assert value in ("✓", "–", "refused"), (family, column)
+        if value == "–":
+            continue
+        name = tests["refused" if value == "refused" else column]
+        wanted = re.compile(re.escape(name) + rf"\[(.*-)?{re.escape(family)}(-.*)?\]")
+        matching = [test for test in collected if wanted.fullmatch(test)]
+        if column == "flex":
+            matching = [test for test in matching if "flex_attention" in test]
+        assert matching, f"{family}, {column}: no test {name}[{family}]"
+
+
+def test_the_diff_of_adding_a_family_is_the_file():
+    text = (ROOT / "docs" / "adding_a_family.md").read_text()
+    name, diff = re.search(r"\+\+\+ b/(\S+)\n(.*?)```", text, re.DOTALL).groups()
+    assert "".join(line[1:] + "\n" for line in diff.splitlines()) == (ROOT / name).read_text()
+
+
+def test_links_between_the_documents():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
