@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 from conftest import DATA, golden_model
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from trl_diffusion import AutoModelForDiffusionLM
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTConfig, DiffusionSFTTrainer
 
 
 BASE = DATA / "models" / "llada"
@@ -41,9 +42,9 @@ def tree(weights: dict[str, torch.Tensor]) -> nn.Module:
     return root
 
 
-def remote_adapter(folder, base=BASE, **kwargs):
+def remote_adapter(folder, base=BASE, seed=0, **kwargs):
     """Writes an adapter as PEFT writes it on the remote code. Returns the weights with the adapter merged in."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     settings = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, "task_type": None, **kwargs}
     weights = load_file(base / "model.safetensors")
     model = get_peft_model(tree(weights), LoraConfig(**settings))
@@ -168,8 +169,127 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     save_file(
         {key: value[..., :-1].contiguous() for key, value in weights.items()}, tmp_path / "adapter_model.safetensors"
     )
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises((ValueError, RuntimeError), match="size|shape"):
         AutoModelForDiffusionLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["lacks", "no place", "shapes"])
+def test_a_refused_adapter_leaves_the_model_as_it_was(change, tmp_path):
+    remote_adapter(tmp_path, target_modules=["q_proj", "v_proj"])
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(key for key in weights if "v_proj" in key)
+    if change == "lacks":
+        del weights[name]
+    elif change == "no place":
+        weights[name.replace("v_proj", "attn_out").replace("lora_A", "lora_other")] = torch.ones(2, 2)
+    else:
+        weights[name] = weights[name][..., :-1].contiguous()
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    model = golden_model("llada")
+    with torch.no_grad():
+        before = model(IDS).logits
+        with pytest.raises((ValueError, RuntimeError)):
+            model.load_adapter(str(tmp_path))
+        assert torch.equal(model(IDS).logits, before)
+    # A sound one can be loaded then.
+    merged = remote_adapter(tmp_path / "sound", target_modules=["q_proj", "ff_proj"])
+    model.load_adapter(str(tmp_path / "sound"))
+    with torch.no_grad():
+        assert torch.allclose(model(IDS).logits, expected_logits(merged, tmp_path / "merged", IDS), atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("default", "second"), ("q", "model")])
+def test_a_second_adapter(names, tmp_path):
+    expected = {}
+    for index, (name, modules) in enumerate(zip(names, (["q_proj", "ff_proj"], ["q_proj", "attn_out"]), strict=True)):
+        merged = remote_adapter(tmp_path / name, seed=index, target_modules=modules)
+        expected[name] = expected_logits(merged, tmp_path / f"merged-{name}", IDS)
+    model = golden_model("llada")
+    for name in names:
+        model.load_adapter(str(tmp_path / name), adapter_name=name)
+    for name in names:
+        model.set_adapter(name)
+        with torch.no_grad():
+            assert torch.allclose(model.eval()(IDS).logits, expected[name], atol=1e-4)
+
+
+def test_rank_stabilised_and_weight_decomposed_adapters(tmp_path):
+    for settings in ({"use_rslora": True}, {"use_dora": True}):
+        folder = tmp_path / next(iter(settings))
+        native = get_peft_model(
+            golden_model("llada"),
+            LoraConfig(
+                target_modules=["q_proj", "gate_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **settings
+            ),
+        ).eval()
+        native.save_pretrained(folder)
+        with torch.no_grad():
+            expected = native(input_ids=IDS).logits
+            model = AutoModelForDiffusionLM.from_pretrained(folder, dtype=torch.float32).eval()
+            assert torch.allclose(model(IDS).logits, expected, atol=1e-4)
+        # The same adapter under the remote code's names.
+        weights = load_file(folder / "adapter_model.safetensors")
+        remote = {}
+        for key, value in weights.items():
+            key = key.replace("model.layers", "model.transformer.blocks").replace("self_attn.", "")
+            remote[key.replace("mlp.gate_proj", "ff_proj")] = value
+        save_file(remote, folder / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj", "ff_proj"]}))
+        with torch.no_grad():
+            model = AutoModelForDiffusionLM.from_pretrained(folder, dtype=torch.float32).eval()
+            assert torch.allclose(model(IDS).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("load", ["auto", "peft"])
+@pytest.mark.parametrize("kind", ["ia3", "loha", "modules_to_save"])
+def test_other_kinds_of_remote_adapters_are_refused_by_every_road(kind, load, tmp_path):
+    torch.manual_seed(0)
+    modules = ["q_proj", "ff_proj"]
+    config = {
+        "ia3": IA3Config(
+            target_modules=["q_proj", "ff_proj"], feedforward_modules=["ff_proj"], init_ia3_weights=False
+        ),
+        "loha": LoHaConfig(target_modules=["q_proj", "ff_proj"], init_weights=False),
+        "modules_to_save": LoraConfig(target_modules=["q_proj"], modules_to_save=["ln_f"]),
+    }[kind]
+    get_peft_model(tree(load_file(BASE / "model.safetensors")), config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    saved |= {"base_model_name_or_path": str(BASE), "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    with pytest.raises((ValueError, KeyError)):
+        if load == "auto":
+            AutoModelForDiffusionLM.from_pretrained(tmp_path)
+        else:
+            PeftModel.from_pretrained(golden_model("llada"), tmp_path)
+
+
+def test_single_experts_are_refused(tmp_path):
+    weights = load_file(DATA / "models" / "lladamoe" / "model.safetensors")
+    key = "base_model.model.model.layers.0.mlp.experts.3.up_proj"
+    out_features, in_features = weights["model.layers.0.mlp.experts.3.up_proj.weight"].shape
+    save_file(
+        {f"{key}.lora_A.weight": torch.ones(2, in_features), f"{key}.lora_B.weight": torch.ones(out_features, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    LoraConfig(
+        r=2,
+        target_modules=["up_proj"],
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(DATA / "models" / "lladamoe"),
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="single expert.*stacked"):
+        AutoModelForDiffusionLM.from_pretrained(tmp_path)
+
+
+def test_trainers_refuse_what_they_would_train_wrongly(tokenizer, tmp_path):
+    remote_adapter(tmp_path / "adapter", target_modules=["q_proj"])
+    args = DiffusionSFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False)
+    dataset = Dataset.from_dict({"prompt": ["0"], "completion": ["1"]})
+    injected = AutoModelForDiffusionLM.from_pretrained(tmp_path / "adapter")
+    for model, message in ((str(tmp_path / "adapter"), "is an adapter"), (injected, "has an adapter inside")):
+        with pytest.raises(ValueError, match=f"{message}.*PeftModel.from_pretrained"):
+            DiffusionSFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
 
 
 def test_native_adapters_pass_through(every_family, tmp_path):

@@ -138,6 +138,23 @@ def test_unknown_architectures_are_refused_by_name(tmp_path):
         AutoModelForDiffusionLM.from_pretrained(tmp_path, trust_remote_code=True)
 
 
+def test_a_subfolder(tmp_path):
+    shutil.copytree(DATA / "models" / "llada", tmp_path / "inner")
+    for folder in (tmp_path, str(tmp_path)):
+        assert AutoModelForDiffusionLM.from_pretrained(folder, subfolder="inner").mask_token_id == 252
+
+
+def test_a_folder_without_config_is_reported(tmp_path):
+    with pytest.raises(ValueError, match="has no config.json"):
+        AutoModelForDiffusionLM.from_pretrained(tmp_path)
+
+
+def test_an_adapter_without_a_base_model_is_reported(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None, "peft_type": "LORA"}))
+    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+        AutoModelForDiffusionLM.from_pretrained(tmp_path)
+
+
 def test_an_autoregressive_checkpoint_is_pointed_to_convert(tmp_path):
     config = Qwen3Config(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     config.save_pretrained(tmp_path)

@@ -204,6 +204,26 @@ def test_an_architecture_without_conversion_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["llama"], indirect=True)
+@pytest.mark.parametrize("token, use", [("3", "an ordinary token of its text"), ("eos", "eos"), ("pad", "pad")])
+def test_a_mask_token_that_means_something_else_is_refused(source, token, use, tmp_path):
+    if token != "3":
+        token = getattr(AutoTokenizer.from_pretrained(source), f"{token}_token")
+    with pytest.raises(ValueError, match=f"is {use} in this tokenizer"):
+        convert_autoregressive(str(source), "a2d", str(tmp_path / "out"), mask_token=token)
+
+
+@pytest.mark.parametrize("source", ["llama"], indirect=True)
+def test_a_mask_token_beyond_the_vocabulary_gets_a_row(source, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"mask_token": "<new>"})
+    tokenizer.save_pretrained(source)
+    known = AutoModelForCausalLM.from_pretrained(source).config.vocab_size
+    model = convert_autoregressive(str(source), "a2d", str(tmp_path / "out"))
+    assert model.mask_token_id == known and model.config.vocab_size == known + 1
+    model.generate(torch.tensor([[3, 4]]), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("source", ["llama"], indirect=True)
 def test_a_failure_while_writing_leaves_nothing(source, tmp_path, monkeypatch):
     import trl_diffusion.models.from_autoregressive as module
 

@@ -6,6 +6,7 @@
 import pytest
 import torch
 from conftest import golden_model, random_model
+from transformers import DynamicCache
 
 from trl_diffusion.models import SDARConfig, layout_mask, token_positions
 
@@ -85,15 +86,65 @@ def test_packing_without_document_ids_is_refused(every_family):
     model = golden_model(every_family)
     ids = torch.randint(0, 200, (1, 8))
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
-    with pytest.raises(ValueError, match="go from 4 to 0 inside row 0.*document_ids"):
+    with pytest.raises(ValueError, match="go back from 4 to 0 inside row 0.*document_ids"):
         model(ids, position_ids=positions)
-    with pytest.raises(ValueError, match="go from 4 to 0 inside row 0"):
+    with pytest.raises(ValueError, match="go back from 4 to 0 inside row 0"):
         model(ids, attention_mask=torch.ones_like(ids), position_ids=positions)
     with pytest.raises(ValueError, match="cu_seq_lens_q"):
         model(ids, cu_seq_lens_q=torch.tensor([0, 5, 8]))
     padded, anything = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]]), torch.tensor([[1, 1, 1, 0, 1, 2, 3, 4]])
     with torch.no_grad():  # padding may have any positions
         model(ids, attention_mask=padded, position_ids=anything)
+
+
+def test_packing_is_seen_across_padding(tokenizer):
+    ids, mask = torch.randint(3, 8, (2, 7)), torch.tensor([[1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
+    positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2], [0, 1, 2, 3, 4, 0, 0]])
+    with pytest.raises(ValueError, match="go back from 2 to 0 inside row 0"):
+        random_model("llada", tokenizer)(ids, attention_mask=mask, position_ids=positions)
+
+
+def test_a_mask_that_numbers_documents_is_refused(family, tokenizer):
+    with pytest.raises(ValueError, match="attention_mask has the value 2.*document_ids"):
+        random_model(family, tokenizer)(torch.randint(3, 8, (1, 4)), attention_mask=torch.tensor([[1, 1, 2, 2]]))
+
+
+def test_one_row_of_document_ids_and_positions_serves_the_batch(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids, documents = torch.randint(3, 8, (3, 6)), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        broadcast = model(ids, document_ids=documents).logits
+        assert torch.equal(broadcast, model(ids, document_ids=documents.expand(3, -1)).logits)
+        assert torch.equal(model(ids, position_ids=torch.arange(6)[None]).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "llada2_moe"])
+def test_a_padded_row_with_a_cache_equals_the_row_alone(family, tokenizer):
+    """The cached tokens, then three more that see them and one another."""
+    model = random_model(family, tokenizer, **({"block_length": 8} if family in ("sdar", "llada2_moe") else {}))
+    row = torch.randint(3, 8, (1, 11))
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), row], dim=1)
+    mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.ones_like(row)], dim=1)
+    found = []
+    for ids, attention_mask in ((row, torch.ones_like(row)), (padded, mask)):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ids[:, :-3], attention_mask=attention_mask[:, :-3], past_key_values=cache, use_cache=True)
+            found.append(
+                model(ids[:, -3:], attention_mask=attention_mask, past_key_values=cache, use_cache=True).logits
+            )
+    assert torch.allclose(*found, atol=1e-5)
+    if model.attention == "block_causal":  # the prefill is block-causal too
+        with torch.no_grad():
+            assert torch.allclose(found[0], model(row).logits[:, -3:], atol=1e-5)
+
+
+def test_documents_exclude_a_cache(tokenizer):
+    model, cache = random_model("llada", tokenizer), DynamicCache()
+    ids = torch.randint(3, 8, (1, 4))
+    model(ids, past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="document_ids.*past_key_values"):
+        model(ids, past_key_values=cache, document_ids=torch.zeros_like(ids))
 
 
 def test_documents_and_a_ready_mask_exclude_each_other(tokenizer):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import DATA, golden_model, random_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.trainer_utils import load_sharded_checkpoint
 
 from trl_diffusion.models import LLaDAConfig, SDARConfig, diffusion_model, layout_mask, token_positions
 
@@ -146,8 +147,40 @@ def test_a_checkpoint_that_lacks_an_expert_is_refused(family, tmp_path):
     spoil(family, tmp_path, lambda weights: weights.pop(next(key for key in weights if "experts.3.up_proj" in key)))
     with pytest.raises((ValueError, RuntimeError)):
         AutoModelForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(RuntimeError):
-        golden_model(family).load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    weights = load_file(tmp_path / "model.safetensors")
+    model = golden_model(family)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)  # the rest may come with the next shard
+    with pytest.raises(ValueError, match="mlp.experts.*a shard of the checkpoint is missing"):
+        model(torch.zeros(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("size", ["20KB", "60KB"])
+def test_a_trainer_resumes_from_shards(every_family, size, tmp_path):
+    """transformers' Trainer reads a sharded checkpoint shard by shard; the experts of a layer lie in several."""
+    expected = golden_model(every_family)
+    expected.save_pretrained(tmp_path, max_shard_size=size)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    model = type(expected)(expected.config)
+    load_sharded_checkpoint(model, str(tmp_path), strict=False)
+    model.tie_weights()
+    assert not model._incomplete_weights
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
+    assert torch.equal(logits(model.eval(), torch.arange(9)[None]), logits(expected, torch.arange(9)[None]))
+
+
+@pytest.mark.parametrize(
+    "family, name", [("llada", "model.transformer.blocks.0.q_proj.bias"), ("sdar", "extra.weight")]
+)
+def test_weights_that_have_no_place_are_refused(family, name, tmp_path):
+    spoil(family, tmp_path, lambda weights: weights.update({name: torch.ones(64)}))
+    with pytest.raises(ValueError, match="1 weights that .* has no place for"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_model_may_be_loaded_with_fewer_layers(every_family):
+    assert golden_model(every_family, num_hidden_layers=1).config.num_hidden_layers == 1
 
 
 def test_weights_of_another_shape_are_refused(every_family, tmp_path):
@@ -209,6 +242,63 @@ def test_published_sdar_configs_get_the_mask_token_of_their_tokenizer():
     assert SDARConfig(vocab_size=256).mask_token_id is None
 
 
+@pytest.mark.parametrize(
+    "family, arguments, expected",
+    [
+        ("sdar", {"block_size": 8}, {"block_length": 8}),
+        ("sdar", {"block_length": 8}, {"block_length": 8}),
+        ("llada", {"n_layers": 1}, {"num_hidden_layers": 1}),
+        ("llada", {"num_hidden_layers": 1}, {"num_hidden_layers": 1}),
+        ("llada", {"weight_tying": True}, {"tie_word_embeddings": True}),
+        ("sdar_moe", {"num_experts_per_tok": 1, "mask_token_id": 7}, {"num_experts_per_tok": 1, "mask_token_id": 7}),
+    ],
+)
+def test_keywords_replace_fields_of_the_file(family, arguments, expected):
+    config = AutoConfig.from_pretrained(DATA / "models" / family, **arguments)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_keywords_of_rope_are_merged_with_the_files():
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    config = AutoConfig.from_pretrained(DATA / "models" / "sdar", rope_scaling=scaling)
+    assert config.rope_parameters == {**scaling, "rope_theta": 1000000}
+    assert AutoConfig.from_pretrained(DATA / "models" / "sdar", rope_theta=5.0).rope_parameters["rope_theta"] == 5.0
+
+
+@pytest.mark.parametrize(
+    "family, arguments, message",
+    [
+        ("llada", {"is_causal": True}, "is_causal=True contradicts"),
+        ("llada", {"include_bias": True}, "include_bias=True"),
+        ("sdar", {"block_length": 0}, "block_length=0"),
+        ("sdar", {"block_size": -3}, "block_length=-3"),
+        ("dream", {"use_sliding_window": True}, "use_sliding_window"),
+        ("dream", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    ],
+)
+def test_keywords_are_checked_as_the_files_fields_are(family, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        golden_model(family, **arguments)
+
+
+def test_fields_of_llada_that_are_null_mean_what_the_original_makes_of_them():
+    config = LLaDAConfig.from_dict(
+        {
+            "d_model": 32,
+            "n_heads": 4,
+            "n_kv_heads": None,
+            "mlp_hidden_size": None,
+            "mlp_ratio": 3,
+            "bias_for_layer_norm": None,
+            "include_qkv_bias": None,
+            "embedding_size": None,
+            "vocab_size": 11,
+        }
+    )
+    assert (config.intermediate_size, config.num_key_value_heads, config.vocab_size) == (96, 4, 11)
+    assert LLaDAConfig.from_dict({"multi_query_attention": True}).num_key_value_heads == 1
+
+
 def test_config_round_trips_through_auto_config(every_family, tmp_path):
     config = AutoConfig.from_pretrained(DATA / "models" / every_family)
     config.save_pretrained(tmp_path)
@@ -240,6 +330,69 @@ def test_shifted_logits_are_read_per_row_and_document():
     raw = logits(model, ids, **kwargs)
     expected = [raw[0, max(i - 1, 4)] for i in range(4, 9)] + [raw[1, max(i - 1, 0 if i < 3 else 3)] for i in range(9)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+
+
+def test_explicit_positions_do_not_move_where_shifted_logits_are_read():
+    model = golden_model("dream")
+    ids = torch.randint(0, 200, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    wanted = mask.bool()
+    with torch.no_grad():
+        found = model.token_logits(ids, wanted, attention_mask=mask, position_ids=torch.arange(9)[None])
+        raw = model(ids, attention_mask=mask, position_ids=torch.arange(9)[None]).logits
+    expected = [raw[0, max(i - 1, 4)] for i in range(4, 9)] + [raw[1, max(i - 1, 0)] for i in range(9)]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+    with pytest.raises(ValueError, match="past_key_values"):
+        model.token_logits(ids, wanted, past_key_values=DynamicCache())
+
+
+def test_labels_follow_the_documents_of_a_ready_mask():
+    """The same two documents, described by document_ids and by a mask of four dimensions with positions."""
+    model = golden_model("dream")
+    ids = torch.randint(0, 200, (1, 8))
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    labels = torch.full_like(ids, -100)
+    labels[0, [0, 2, 3, 4]] = torch.tensor([5, 6, 7, 8])
+    ready = (documents[:, :, None] == documents[:, None])[:, None]
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    with torch.no_grad():
+        described = model(ids, document_ids=documents, labels=labels).loss
+        masked = model(ids, attention_mask=ready, position_ids=positions, labels=labels).loss
+        log_probs = model(ids, document_ids=documents).logits[0].log_softmax(-1)
+    assert torch.allclose(described, masked, atol=1e-5)
+    expected = -sum(log_probs[at, token] for at, token in ((0, 5), (1, 6), (3, 7), (3, 8))) / 4
+    assert torch.allclose(described, expected, atol=1e-5)
+
+
+def test_the_loss_counts_the_items_of_the_whole_step(every_family):
+    """transformers' Trainer divides the sum of all micro-batches by what it counted."""
+    model = golden_model(every_family)
+    ids = torch.randint(0, 200, (4, 7))
+    labels = torch.where(torch.rand(4, 7) < 0.5, ids, -100)
+    with torch.no_grad():
+        whole = model(ids, labels=labels).loss
+        items = (labels != -100).sum()
+        parts = sum(model(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=items).loss for i in range(4))
+        as_tuple = model(ids, labels=labels, return_dict=False)
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], whole)
+
+
+def test_router_logits():
+    ids = torch.arange(6)[None]
+    blocks = golden_model("sdar_moe")
+    with pytest.raises(ValueError, match="output_router_logits"):
+        blocks(ids, output_router_logits=True)
+    expected = logits(blocks, ids)
+    blocks.config.output_router_logits = True  # a checkpoint may say so
+    assert torch.equal(logits(blocks, ids), expected)
+    full = golden_model("lladamoe")
+    with torch.no_grad():
+        plain = full(ids, labels=ids)
+        routed = full(ids, labels=ids, output_router_logits=True)
+    expected = plain.loss + full.config.router_aux_loss_coef * routed.aux_loss
+    assert routed.aux_loss > 0 and torch.allclose(routed.loss, expected)
 
 
 def test_labels_are_predicted_in_place(every_family, tokenizer):

@@ -221,3 +221,9 @@ def test_a_model_without_a_mask_token_is_refused(tmp_path):
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="No mask token"):
         trainer(model, tokenizer, tmp_path)
+
+
+def test_packed_rows_are_refused(tokenizer, tmp_path):
+    packed = Dataset.from_dict({"input_ids": [[3, 4, 5, 6]], "seq_lengths": [[2, 2]]})
+    with pytest.raises(ValueError, match="seq_lengths.*several documents"):
+        trainer(random_model("llada", tokenizer), tokenizer, tmp_path, dataset=packed)

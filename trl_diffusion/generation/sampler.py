@@ -160,7 +160,7 @@ def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: 
                 break
             candidates = open_positions[rows]  # (R, C)
             ids = torch.cat([prompt_ids[rows], canvas[rows, :end]], dim=1)
-            attention_mask = torch.cat([prompt_mask[rows], torch.ones_like(canvas[rows, :end])], dim=1)
+            attention_mask = torch.cat([prompt_mask[rows], torch.ones_like(canvas[rows, :end])], dim=1).bool()
             positions = torch.cat([torch.zeros_like(ids[:, :prompt_width], dtype=torch.bool), candidates[:, :end]], 1)
             logits = model.token_logits(ids, positions, attention_mask=attention_mask, **forward_kwargs)  # (n, V)
             steps_done[rows] += 1

@@ -68,7 +68,7 @@ def view_logits(
     masked_canvas = canvas_ids.masked_fill(view.masked, family.mask_token_id)
     if family.attention == "full":
         ids = torch.cat([prompt_ids, masked_canvas], dim=1)
-        kwargs = {"attention_mask": valid}
+        kwargs = {"attention_mask": valid.bool()}
     else:
         block_length = block_length or family.block_length
         # The noisy copy reaches back over the longest piece of a prompt that can share a block with the canvas.

@@ -53,39 +53,56 @@ class RemoteCodeAdapterMixin:
             peft_config = peft_config or PeftConfig.from_pretrained(peft_model_id, **hub_kwargs)
             adapter_state_dict = load_peft_weights(peft_model_id, device="cpu", **hub_kwargs)
         if peft_config is not None and adapter_state_dict is not None:
+            # DoRA's vectors are modules in the model and bare tensors in PEFT's files.
+            adapter_state_dict = {
+                f"{key}.weight" if key.endswith(".lora_magnitude_vector") else key: value
+                for key, value in adapter_state_dict.items()
+            }
             peft_config, adapter_state_dict = translate_adapter(self, peft_config, adapter_state_dict)
-        info = super().load_adapter(
-            adapter_name=adapter_name,
-            peft_config=peft_config,
-            adapter_state_dict=adapter_state_dict,
-            load_config=load_config,
-            **kwargs,
-        )
+        adapter_name = adapter_name or "default"
+        had = adapter_name in getattr(self, "peft_config", {})
+        try:
+            info = super().load_adapter(
+                adapter_name=adapter_name,
+                peft_config=peft_config,
+                adapter_state_dict=adapter_state_dict,
+                load_config=load_config,
+                **kwargs,
+            )
+            self._check_loaded(info, adapter_name, peft_model_id)
+        except Exception:
+            # transformers puts the adapter's modules in place before it reads the weights.
+            if not had and adapter_name in getattr(self, "peft_config", {}):
+                self.delete_adapter(adapter_name)
+            raise
+        return info
+
+    def _check_loaded(self, info, adapter_name: str, source: str | None):
+        """Raise where the weights and the modules of one adapter do not match."""
+        of_this_adapter = re.compile(rf"\.{re.escape(adapter_name)}(\.|$)")
         wrong = {
-            "lacks": info.missing_keys,
+            "lacks": {key for key in info.missing_keys if ".base_layer." not in key and of_this_adapter.search(key)},
             "has weights without a place for": info.unexpected_keys,
             "has weights of other shapes for": {key[0] for key in info.mismatched_keys},
         }
         for what, keys in wrong.items():
             if keys:
                 raise ValueError(
-                    f"The adapter {peft_model_id or ''} {what} {len(keys)} weights of {type(self).__name__} (the "
-                    f"first: {', '.join(sorted(keys)[:3])}). It was trained on another model."
+                    f"The adapter {source or adapter_name!r} {what} {len(keys)} weights of {type(self).__name__} (the "
+                    f"first: {', '.join(sorted(keys)[:3])}). It was trained on another model, or is incomplete."
                 )
-        return info
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """`PeftModel.from_pretrained` puts adapters on the modules it finds, and drops the weights of the others
         without a word. Here is where those weights come by."""
-        names = None
+        names = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
         for key in state_dict:
-            if ".lora_" not in key or not key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            if name in names or not key.startswith(prefix):
                 continue
-            if names is None:
-                names = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
-            if key[len(prefix) :] not in names:
+            if ".lora_" in name or convert_name(self, name) != name:
                 raise ValueError(
-                    f"The adapter has weights for {key[len(prefix) :]}, and its target_modules name no such module of "
+                    f"The adapter has weights for {name}, and its target_modules name no such module of "
                     f"{type(self).__name__}: it would be loaded in part. If it was trained on the model's remote "
                     "code, load it with `AutoModelForDiffusionLM.from_pretrained(adapter)`, which translates the "
                     "names; `save_pretrained` then writes an adapter that PEFT loads."
@@ -113,8 +130,16 @@ def translate_adapter(model: nn.Module, peft_config: Any, weights: dict[str, tor
     Raises:
         ValueError: the adapter has remote-code names and is of a kind that has no translation.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # peft takes seconds to import
+
     keys = {key: _LORA_KEY.fullmatch(key) for key in weights}
     native = {match["module"]: convert_name(model, match["module"]) for match in keys.values() if match is not None}
+    single = next((module for module in native if re.search(r"\.experts\.\d+\.", module)), None)
+    if single is not None:
+        raise ValueError(
+            f"The adapter adapts {single}, a single expert of the remote code of {type(model).__name__}; experts are "
+            "stacked in the native model: it is not translated."
+        )
     others = [key for key, match in keys.items() if match is None]
     renamed_others = [key for key in others if convert_name(model, key) != key]
     if all(name == module for module, name in native.items()) and not renamed_others:
@@ -137,7 +162,12 @@ def translate_adapter(model: nn.Module, peft_config: Any, weights: dict[str, tor
                 f"The adapter was trained on the remote code of {family} and its {field}="
                 f"{getattr(peft_config, field)!r} names modules of it: that is not translated."
             )
-    modules = dict(model.named_modules())
+    # Under an adapter that is there already, a module is inside PEFT's.
+    modules = {
+        name: module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        for name, module in model.named_modules()
+        if ".base_layer" not in name and ".lora_" not in name
+    }
     for module, name in native.items():
         if not isinstance(modules.get(name), (nn.Linear, nn.Embedding)):
             raise ValueError(

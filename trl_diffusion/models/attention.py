@@ -49,13 +49,29 @@ def check_not_packed(position_ids: torch.Tensor, attention_mask: torch.Tensor):
         ValueError: positions go back inside a row.
     """
     real = attention_mask.bool()
-    back = (position_ids.diff(dim=1) <= 0) & real[:, 1:] & real[:, :-1]
+    seen = position_ids.masked_fill(~real, -1).cummax(dim=1).values  # largest position so far
+    back = real[:, 1:] & (position_ids[:, 1:] <= seen[:, :-1])
     if back.any():
         row, column = back.nonzero()[0].tolist()
         raise ValueError(
-            f"position_ids go from {position_ids[row, column].item()} to {position_ids[row, column + 1].item()} "
-            f"inside row {row}, as packed documents do, and attention would reach from one document into the next. "
+            f"position_ids go back from {seen[row, column].item()} to {position_ids[row, column + 1].item()} inside "
+            f"row {row}, as packed documents do, and attention would reach from one document into the next. "
             "Pass `document_ids` (B, L), or an attention mask of four dimensions."
+        )
+
+
+def check_padding_mask(attention_mask: torch.Tensor):
+    """Refuse masks that number documents: only 0 and 1 mean something.
+
+    Masks of dtype bool need no check; on a GPU that saves a synchronisation.
+
+    Raises:
+        ValueError: there is another value.
+    """
+    if attention_mask.dtype != torch.bool and attention_mask.numel() and attention_mask.max() > 1:
+        raise ValueError(
+            f"attention_mask has the value {attention_mask.max().item()}; it holds 1 on real tokens and 0 on padding. "
+            "Number documents in `document_ids`."
         )
 
 

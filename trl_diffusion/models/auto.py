@@ -4,6 +4,7 @@
 """Loading a checkpoint of whichever family."""
 
 import json
+import os
 from typing import Any
 
 from transformers import (
@@ -34,11 +35,11 @@ def supported_model_types() -> list[str]:
     return sorted(name for name, config_class in extra if issubclass(config_class, DiffusionConfigMixin))
 
 
-def check_model_type(name_or_path: str, **hub_kwargs) -> str:
+def check_model_type(name_or_path: "str | os.PathLike", **hub_kwargs) -> str:
     """`model_type` of a checkpoint, read without executing anything of it.
 
     Args:
-        name_or_path (`str`):
+        name_or_path (`str` or `os.PathLike`):
             Hub id or folder of a model, or of a PEFT adapter, whose base model is then looked at.
         hub_kwargs:
             `revision`, `token`, `cache_dir`, `local_files_only`, … of transformers.
@@ -49,11 +50,13 @@ def check_model_type(name_or_path: str, **hub_kwargs) -> str:
     Raises:
         ValueError: it is another model.
     """
-    source = _base_model(name_or_path, **hub_kwargs)
-    config, _ = PreTrainedConfig.get_config_dict(source, **({} if source != name_or_path else hub_kwargs))
+    source, hub_kwargs = _base_model(name_or_path, hub_kwargs)
+    config, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
     model_type = config.get("model_type")
     if model_type in (*supported_model_types(), UNIFORM_MODEL_TYPE):
         return model_type
+    if not config:
+        raise ValueError(f"{source!r} has no config.json: it is not the folder or repository of a model.")
     remedy = ""
     if f"a2d-{model_type}" in supported_model_types():
         remedy = (
@@ -67,13 +70,20 @@ def check_model_type(name_or_path: str, **hub_kwargs) -> str:
     )
 
 
-def _base_model(name_or_path: str, **hub_kwargs) -> str:
-    """The model an adapter belongs to; the name itself where it is no adapter."""
+def _base_model(name_or_path: "str | os.PathLike", hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The model an adapter belongs to, and where to find it; what was given where it is no adapter."""
     adapter_config = find_adapter_config_file(name_or_path, **hub_kwargs)
     if adapter_config is None:
-        return str(name_or_path)
+        return str(name_or_path), hub_kwargs
     with open(adapter_config, encoding="utf-8") as file:
-        return json.load(file)["base_model_name_or_path"]
+        base = json.load(file).get("base_model_name_or_path")
+    if base is None:
+        raise ValueError(
+            f"{str(name_or_path)!r} is an adapter whose adapter_config.json names no base_model_name_or_path. Load "
+            "the base model, then `model.load_adapter(...)`."
+        )
+    # These two say which version of the adapter is meant.
+    return base, {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
 
 
 def find_mask_token_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -91,7 +101,7 @@ class AutoModelForDiffusionLM:
         raise OSError("AutoModelForDiffusionLM is loaded with `AutoModelForDiffusionLM.from_pretrained(...)`.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, *args, **kwargs) -> PreTrainedModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: "str | os.PathLike", *args, **kwargs) -> PreTrainedModel:
         """Load a checkpoint, or a PEFT adapter with its base model, natively and ready to generate.
 
         Beyond what [`~transformers.AutoModelForCausalLM`] does: the mask token is resolved (config, else the family's
@@ -100,7 +110,7 @@ class AutoModelForDiffusionLM:
         the repository is ever executed.
 
         Args:
-            pretrained_model_name_or_path (`str`):
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Hub id or folder of a model or of an adapter.
             kwargs:
                 Those of [`~transformers.PreTrainedModel.from_pretrained`] (`dtype`, `device_map`,
@@ -125,8 +135,7 @@ class AutoModelForDiffusionLM:
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
         if not isinstance(model, DiffusionModelMixin):
             raise ValueError(f"config is a {type(config).__name__}, which is not that of a diffusion language model.")
-        source = _base_model(pretrained_model_name_or_path, **hub_kwargs)
-        _settle_special_tokens(model, source, {} if source != str(pretrained_model_name_or_path) else hub_kwargs)
+        _settle_special_tokens(model, *_base_model(pretrained_model_name_or_path, hub_kwargs))
         return loaded
 
 
@@ -140,7 +149,7 @@ def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: 
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(generation, name) is None:
             setattr(generation, name, getattr(model.config, name, None))
-    if model.config.mask_token_id is not None and generation.eos_token_id is not None:
+    if None not in (model.config.mask_token_id, generation.eos_token_id, generation.pad_token_id):
         return
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, **hub_kwargs)

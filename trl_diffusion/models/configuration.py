@@ -3,8 +3,13 @@
 
 """What the configs of all families share: the Hub's field names, the mask token, the block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+_ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 @dataclass(kw_only=True, repr=False)
@@ -62,18 +67,47 @@ class DiffusionConfigMixin:
             raise ValueError(
                 f"config.is_causal=True contradicts model_type={self.model_type!r}, which attends in both directions."
             )
-        if getattr(self, "use_sliding_window", False):
-            raise ValueError(f"config.use_sliding_window=True is not supported for model_type={self.model_type!r}.")
+        for field, wrong in (("use_sliding_window", True), ("layer_types", "sliding_attention")):
+            given = getattr(self, field, None)
+            if given == wrong or (isinstance(given, list) and wrong in given):
+                raise ValueError(f"config.{field}={given!r} is not supported for model_type={self.model_type!r}.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Read a Hub config. An `attn_implementation` found there (SDAR: "flex_attention") was meant for the remote
         code: the choice is left to the caller and to transformers' default. The `model_type` is the class's, whatever
-        the file calls it (LLaDA-MoE), since the conversion rules go by it."""
+        the file calls it (LLaDA-MoE), since the conversion rules go by it.
+
+        Keywords that name fields, by the Hub's names or the library's, replace those of the file before anything is
+        derived from them or checked; transformers would set them afterwards.
+        """
         config_dict = {
             name: value for name, value in config_dict.items() if name not in ("attn_implementation", "model_type")
         }
+        aliases = cls._field_aliases()
+        known = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        known |= {*aliases, *aliases.values(), *cls.fixed_hub_fields, *_ROPE_FIELDS}
+        for name in known & set(kwargs):
+            field = aliases.get(name, name)
+            for other in [field, *(alias for alias, target in aliases.items() if target == field)]:
+                config_dict.pop(other, None)
+            if name == "rope_parameters":
+                for other in _ROPE_FIELDS:
+                    config_dict.pop(other, None)
+            if field == "num_hidden_layers":
+                config_dict.pop("layer_types", None)  # a list as long as the layers; derived again
+            config_dict[name] = kwargs.pop(name)
+        # "Not set", where the library would compute with nothing.
+        if config_dict.get("head_dim", 0) is None:
+            del config_dict["head_dim"]
+        if config_dict.get("num_key_value_heads", 0) is None:
+            config_dict["num_key_value_heads"] = config_dict.get("num_attention_heads")
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _field_aliases(cls) -> dict[str, str]:
+        """Other names of fields -> the fields."""
+        return {**cls.attribute_map, **cls.hub_fields}
 
     def to_dict(self) -> dict[str, Any]:
         """The config in the Hub's field names, so that other tools read what is saved."""
@@ -99,6 +133,10 @@ class BlockDiffusionConfigMixin(DiffusionConfigMixin):
     """
 
     default_block_length = None
+
+    @classmethod
+    def _field_aliases(cls) -> dict[str, str]:
+        return {**super()._field_aliases(), "block_size": "block_length"}
 
     block_length: int | None = None
 

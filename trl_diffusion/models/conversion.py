@@ -14,10 +14,13 @@ from transformers.core_model_loading import (
     apply_renamings,
     dot_natural_key,
     rename_source_key,
+    revert_weight_conversion,
 )
 
 
-def convert_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_state_dict(
+    model: nn.Module, state_dict: dict[str, torch.Tensor], pending: dict[str, dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
     """Weights under a family's Hub names, or the library's, as the model holds them.
 
     `from_pretrained` does this while it reads the files; this is for tensors that are in memory already.
@@ -26,7 +29,10 @@ def convert_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) ->
         model:
             A model of transformers.
         state_dict (`dict[str, torch.Tensor]`):
-            Whole or a part, but with all the experts of a layer, where it has any.
+            Whole, or a part (a shard).
+        pending (`dict[str, dict[str, torch.Tensor]]`):
+            Parameter → the tensors there are of those it is put together from. What `state_dict` completes is taken
+            out, what it leaves incomplete (a layer whose experts lie in several shards) is put in.
 
     Returns:
         `dict[str, torch.Tensor]`; tensors whose name the model knows are the same objects.
@@ -34,19 +40,37 @@ def convert_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) ->
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    converted, pending = {}, {}
-    for key in sorted(state_dict, key=dot_natural_key):  # experts in the order of their numbers
+    converted = {}
+    for key, tensor in state_dict.items():
         name, pattern = rename_source_key(key, renamings, converters)
         if pattern is None:
-            converted[name] = state_dict[key]
-            continue
-        converter = pending.setdefault(name, copy.deepcopy(by_pattern[pattern]))
-        converter.add_tensor(name, key, pattern, state_dict[key])
-    for name, converter in pending.items():
+            converted[name] = tensor
+        else:
+            pending.setdefault(name, {})[key] = tensor
+    if not pending:
+        return converted
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    complete = _hub_keys_by_name(model, renamings, converters)
+    for name in [name for name, tensors in pending.items() if tensors.keys() >= complete.get(name, set())]:
+        tensors, converter = pending.pop(name), None
+        for key in sorted(tensors, key=dot_natural_key):  # experts in the order of their numbers
+            _, pattern = rename_source_key(key, renamings, converters)
+            converter = converter or copy.deepcopy(by_pattern[pattern])
+            converter.add_tensor(name, key, pattern, tensors[key])
         for target, tensor in converter.convert(name, model=model, config=model.config).items():
             converted[target] = tensor[0] if isinstance(tensor, list) else tensor
     return converted
+
+
+def _hub_keys_by_name(model: nn.Module, renamings, converters) -> dict[str, set[str]]:
+    """Name that a converter's result is collected under → the Hub keys of a whole checkpoint that go into it."""
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    keys: dict[str, set[str]] = {}
+    for key in revert_weight_conversion(model, shapes):
+        name, pattern = rename_source_key(key, renamings, converters)
+        if pattern is not None:
+            keys.setdefault(name, set()).add(key)
+    return keys
 
 
 def convert_name(model: nn.Module, name: str) -> str:

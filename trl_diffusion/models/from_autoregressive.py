@@ -63,12 +63,12 @@ def convert_autoregressive(
 
     Raises:
         ValueError: a format or architecture that has no conversion, a quantized checkpoint, a tokenizer with another
-            mask token, or a field out of range.
+            mask token, a mask token that means something else, or a field out of range.
         FileExistsError: `output_dir` holds something.
     """
     if to not in TARGETS:
         raise ValueError(f"to={to!r} must be one of {', '.join(TARGETS)}.")
-    target = Path(output_dir)
+    target = Path(output_dir).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output_dir={str(target)!r} exists and is not an empty folder. Choose another.")
     source = AutoConfig.from_pretrained(model, revision=revision)
@@ -105,6 +105,14 @@ def _add_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str):
             f"mask_token={mask_token!r}, but the tokenizer's mask token is {tokenizer.mask_token!r}: leave mask_token "
             "out to use it."
         )
+    uses = [name for name in ("bos", "eos", "pad", "unk") if getattr(tokenizer, f"{name}_token") == mask_token]
+    if not uses and mask_token in tokenizer.get_vocab() and mask_token not in tokenizer.get_added_vocab():
+        uses = ["an ordinary token of its text"]
+    if uses:
+        raise ValueError(
+            f"mask_token={mask_token!r} is {uses[0]} in this tokenizer; [MASK] must be a token of its own, such as "
+            "'<|mask|>'."
+        )
     tokenizer.add_special_tokens({"mask_token": mask_token})
 
 
@@ -131,8 +139,9 @@ def _generation_config(model: str, revision: str | None, config, tokenizer) -> D
 def _give_mask_token_rows(model: DiffusionModelMixin, tokenizer: PreTrainedTokenizerBase, known: int):
     """Rows for a token that the tokenizer did not have: appended, or, where the vocabulary has rows to spare (Qwen),
     one of those. Both matrices' rows are the mean of the rows of the tokens there were."""
-    if len(tokenizer) == known:
+    if len(tokenizer) == known and len(tokenizer) <= model.config.vocab_size:
         return
+    known = min(known, model.config.vocab_size)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -3,6 +3,7 @@
 
 """What every diffusion language model here offers to the code above it."""
 
+import re
 import sys
 from typing import Literal
 
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 from ..generation.mixin import DiffusionGenerationMixin
 from .adapters import RemoteCodeAdapterMixin
-from .attention import check_not_packed, layout_mask, token_positions
+from .attention import check_not_packed, check_padding_mask, layout_mask, token_positions
 from .conversion import convert_state_dict
 
 
@@ -28,6 +29,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
     and [`~DiffusionModelMixin.token_logits`].
     """
 
+    # What `load_state_dict` has seen a part of; see there.
+    _incomplete_weights: dict[str, dict[str, torch.Tensor]] = {}
     # Dream's position i holds the logits that predict position i + 1; families without the shift leave 0.
     logits_shift: int = 0
 
@@ -59,8 +62,9 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
         Takes the arguments of [`~transformers.PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: the checkpoint lacks weights of the model, or has weights of other shapes. transformers would
-                initialise those at random and go on.
+            ValueError: the checkpoint lacks weights of the model, or has weights of other shapes (transformers would
+                initialise those at random and go on), or weights beyond those of the model's layers (it would drop
+                them).
             RuntimeError: as transformers, for weights of other shapes without `ignore_mismatched_sizes`.
         """
         if kwargs.pop("trust_remote_code", None):
@@ -68,6 +72,14 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
                 f"trust_remote_code=True has no effect: {cls.__name__} replaces the remote code of its family."
             )
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        # Weights that a layer of the model has no place for would be dropped: biases, norms, experts.
+        surplus = [key for key in info["unexpected_keys"] if "inv_freq" not in key and not _in_other_layer(model, key)]
+        if surplus:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the checkpoint has {len(surplus)} weights that {cls.__name__} with "
+                f"this config has no place for (the first: {', '.join(sorted(surplus)[:5])}). Check that its "
+                "config.json belongs to them."
+            )
         # Mismatched weights come as (name, shape found, shape wanted).
         absent = sorted(str(key) for key in {*info["missing_keys"], *info["mismatched_keys"]})
         if absent:
@@ -85,8 +97,12 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """Take the family's Hub names and layout as well as the library's: a trainer that resumes reads a saved
-        folder's tensors straight into the model, and would find none of them under the names it looks for."""
-        return super().load_state_dict(convert_state_dict(self, state_dict), strict=strict, assign=assign)
+        folder's tensors straight into the model, and would find none of them under the names it looks for.
+
+        Without `strict` it may be called shard by shard: what a shard leaves incomplete waits for the next.
+        """
+        waiting = {} if strict else self.__dict__.setdefault("_incomplete_weights", {})
+        return super().load_state_dict(convert_state_dict(self, state_dict, waiting), strict=strict, assign=assign)
 
     def forward(
         self,
@@ -139,47 +155,72 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
                 "cu_seq_lens_q (padding-free rows) is not supported: attention would reach from one document into "
                 "the next. Pass `document_ids` (B, L)."
             )
-        if kwargs.get("output_router_logits") and self.attention == "block_causal":
+        if self._incomplete_weights:
             raise ValueError(
-                "output_router_logits=True: the library's load-balancing loss takes no mask of blocks. Read the "
-                "routers' outputs with hooks, or leave it out."
+                f"load_state_dict was given some of the weights of {', '.join(sorted(self._incomplete_weights)[:3])} "
+                "and never the others: a shard of the checkpoint is missing."
             )
-        plain = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-        if document_ids is not None and not plain:
-            raise ValueError("document_ids and an attention mask of four dimensions exclude each other: pass one.")
+        cache = kwargs.get("past_key_values")
+        cached = cache is not None and cache.get_seq_length() > 0
+        plain = _is_padding_mask(attention_mask)
+        if document_ids is not None and (cached or not plain):
+            raise ValueError(
+                "document_ids go with a mask of two dimensions (or none) and without past_key_values; a mask of four "
+                "dimensions says by itself what each token sees."
+            )
+        if plain and attention_mask is not None:
+            check_padding_mask(attention_mask)
+        inputs_embeds = kwargs.get("inputs_embeds")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]  # (B, L)
         counted = None
-        if plain and kwargs.get("past_key_values") is None:
-            inputs_embeds = kwargs.get("inputs_embeds")
-            tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-            valid = torch.ones_like(tokens, dtype=torch.long) if attention_mask is None else attention_mask
+        if plain and not cached:
+            counted = document_positions(tokens, attention_mask, None, document_ids)
+            valid = torch.ones_like(counted) if attention_mask is None else attention_mask
             if position_ids is not None and document_ids is None:
-                check_not_packed(position_ids.expand_as(tokens), valid)
-            counted = token_positions(valid, document_ids)
-            if self.attention == "block_causal":
-                blocks = counted // (block_length or self.block_length)
-                attention_mask = layout_mask(self.config, blocks, valid, document_ids=document_ids, dtype=self.dtype)
-            elif document_ids is not None:
-                attention_mask = layout_mask(
-                    self.config, torch.zeros_like(counted), valid, document_ids=document_ids, dtype=self.dtype
-                )
+                check_not_packed(position_ids.expand_as(counted), valid)
+            if self.attention == "block_causal" or document_ids is not None:
+                blocks = torch.zeros_like(counted)
+                if self.attention == "block_causal":
+                    blocks = counted // (block_length or self.block_length)
+                if document_ids is not None:
+                    document_ids = document_ids.expand_as(counted)
+                attention_mask = layout_mask(self.config, blocks, valid, None, document_ids, self.dtype)
             # Rotary embeddings depend on distances alone in exact arithmetic, not quite in bf16: a row must get the
             # same positions whatever it is padded with.
             position_ids = counted if position_ids is None else position_ids
+        elif plain and attention_mask is not None and position_ids is None:
+            position_ids = token_positions(attention_mask)[:, -tokens.size(1) :]
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        return_dict = kwargs.pop("return_dict", None)
+        if not _is_padding_mask(attention_mask) and hasattr(self.config, "output_router_logits"):
+            if kwargs.get("output_router_logits"):
+                raise ValueError(
+                    "output_router_logits=True: the library's load-balancing loss takes no mask of blocks or "
+                    "documents. Leave it out, and read the routers' outputs with hooks."
+                )
+            kwargs["output_router_logits"] = False  # whatever the config says, for the same reason
         output = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
         if labels is not None:
             if counted is None:
-                counted = torch.arange(labels.size(1), device=labels.device).expand_as(labels)
-            output["loss"] = self.masked_token_loss(output.logits, labels, counted)
-        return output
+                counted = document_positions(tokens, attention_mask, position_ids)
+            loss = self.masked_token_loss(output.logits, labels, counted, num_items_in_batch)
+            if output.get("aux_loss") is not None:
+                loss = loss + self.config.router_aux_loss_coef * output.aux_loss
+            output = type(output)(**{**output, "loss": loss})
+        return output.to_tuple() if return_dict is False else output
 
     def token_logits(self, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
         """See [`token_logits`]."""
         return token_logits(self, input_ids, positions, **kwargs)
 
     def masked_token_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor,
+        num_items_in_batch: "int | torch.Tensor | None" = None,
     ) -> torch.Tensor:
         """Mean cross-entropy of the labels that are not -100, each predicted at its own position.
 
@@ -188,6 +229,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
                 As [`forward`] returns them.
             labels, position_ids (`torch.LongTensor` of shape (B, L)):
                 Tokens, and their positions in their documents.
+            num_items_in_batch (`int`, *optional*):
+                Divides the sum instead of the number of labels here: the labels of all micro-batches of a step.
 
         Returns:
             `torch.FloatTensor`, a scalar.
@@ -195,7 +238,38 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
         wanted = labels != -100
         row, _ = wanted.nonzero(as_tuple=True)
         read_at = logits_positions(position_ids, self.logits_shift)[wanted]
-        return nn.functional.cross_entropy(logits[row, read_at].float(), labels[wanted])
+        losses = nn.functional.cross_entropy(logits[row, read_at].float(), labels[wanted], reduction="none")
+        return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+
+def _in_other_layer(model: nn.Module, key: str) -> bool:
+    """Whether a weight belongs to a layer that the model does not have: it was made with fewer."""
+    match = re.match(r"model\.layers\.(\d+)\.", key)
+    return match is not None and int(match[1]) >= model.config.num_hidden_layers
+
+
+def _is_padding_mask(attention_mask) -> bool:
+    """Whether a mask says which tokens are real (or is none), rather than which see each other."""
+    return attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
+
+
+def document_positions(
+    input_ids: torch.Tensor,
+    attention_mask: "torch.Tensor | None" = None,
+    position_ids: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Position of each token in its document: (B, L).
+
+    From a mask of padding and `document_ids`; a mask that is ready for attention says nothing of either, and then
+    `position_ids` count, or else the row.
+    """
+    if _is_padding_mask(attention_mask):
+        valid = torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask
+        return token_positions(valid, None if document_ids is None else document_ids.expand_as(input_ids))
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.size(1), device=input_ids.device)
+    return position_ids.expand_as(input_ids)
 
 
 def logits_positions(position_ids: torch.Tensor, shift: int) -> torch.Tensor:
@@ -252,10 +326,14 @@ def token_logits(model: nn.Module, input_ids: torch.Tensor, positions: torch.Ten
     shift = diffusion_model(model).logits_shift
     if not shift:
         return model(input_ids=input_ids, logits_to_keep=positions, use_cache=False, **kwargs).logits
-    counted, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-    if counted is None:
-        plain = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        counted = token_positions(mask if plain else torch.ones_like(input_ids), kwargs.get("document_ids"))
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError(
+            f"{type(diffusion_model(model)).__name__} predicts a token from the place before it, which for the first "
+            "token given lies in the cache: pass the tokens from one earlier on, without past_key_values."
+        )
+    counted = document_positions(
+        input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"), kwargs.get("document_ids")
+    )
     row, _ = positions.nonzero(as_tuple=True)
     column = logits_positions(counted, shift)[positions]
     read_at = torch.zeros_like(positions)

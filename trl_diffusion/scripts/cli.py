@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         COMMANDS[args.command].run(args)
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:
         if args.debug:
             raise
-        print(f"trl-diffusion {args.command}: {error}", file=sys.stderr)
+        print(f"trl-diffusion {args.command}: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 

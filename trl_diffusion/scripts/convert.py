@@ -21,11 +21,13 @@ def add_arguments(parser: ArgumentParser):
         "--to",
         required=True,
         choices=sorted(TARGETS),
-        help="a2d: full attention, or block-causal with --block_length. sdar (Qwen3 alone): block-causal.",
+        help="a2d: full attention, or block-causal with --block_length. sdar (Qwen3, Qwen3-MoE): block-causal.",
     )
     parser.add_argument("--output_dir", required=True, help="Folder to write; must not exist, or be empty.")
     parser.add_argument("--block_length", type=int, help="Tokens per attention block (sdar: 4).")
-    parser.add_argument("--mask_token", help="Text of the mask token (default: the tokenizer's, or <|mask|>).")
+    parser.add_argument(
+        "--mask_token", help="Text of the mask token (default: the tokenizer's, else <|mask|>; sdar: <|MASK|>)."
+    )
     parser.add_argument("--dtype", default="auto", help="Of the weights written (default: the checkpoint's).")
     parser.add_argument("--revision", help="Revision of the checkpoint.")
 

@@ -6,10 +6,10 @@
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from ..models import (
     UNIFORM_MODEL_TYPE,
@@ -73,8 +73,20 @@ def check_model_source(model: "str | nn.Module", args: Any):
             f"{type(args).__name__.removesuffix('Config')}Trainer trains masked diffusion models; uniform corruption "
             "is not supported yet."
         )
-    if not isinstance(model, str):
-        diffusion_model(model)
+    if isinstance(model, str):
+        if find_adapter_config_file(model, **hub_kwargs) is not None:
+            raise ValueError(
+                f"model={model!r} is an adapter. Load it onto its base model, "
+                "`peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)`, and pass the result."
+            )
+    else:
+        family = diffusion_model(model)
+        if getattr(family, "_hf_peft_config_loaded", False) and not isinstance(model, PeftModel):
+            raise ValueError(
+                "model has an adapter inside that was put there by `load_adapter` or an Auto class, which TRL does "
+                "not know how to train. `model.save_pretrained(folder)`, then pass "
+                "`peft.PeftModel.from_pretrained(base, folder, is_trainable=True)`."
+            )
 
 
 def check_peft_config(peft_config: PeftConfig | None):

@@ -128,6 +128,12 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         """Raise where no row is left after preparation, or one is longer than the model."""
         limit = diffusion_model(self.model).config.max_position_embeddings
         for name, dataset in map_style_datasets(self):
+            packed = {"seq_lengths", "position_ids", "document_ids"} & set(dataset.column_names)
+            if packed:
+                raise ValueError(
+                    f"{name} has the column {sorted(packed)[0]!r}: its rows hold several documents, which would see "
+                    "each other. Pass one document per row."
+                )
             if "input_ids" not in dataset.column_names:
                 continue
             if len(dataset) == 0:

@@ -65,8 +65,14 @@ class LLaDAConfig(DiffusionConfigMixin, LlamaConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs):
-        if kwargs.get("embedding_size", 0) is None:  # then it is the vocabulary's size
-            kwargs.pop("embedding_size")
+        # What the original code takes for fields that are null.
+        for field in ("embedding_size", "bias_for_layer_norm", "include_qkv_bias"):
+            if kwargs.get(field, 0) is None:
+                kwargs.pop(field)
+        if kwargs.get("mlp_hidden_size", 0) is None:
+            kwargs["mlp_hidden_size"] = kwargs.get("mlp_ratio", 4) * kwargs.get("d_model", self.hidden_size)
+        if kwargs.pop("multi_query_attention", None) and kwargs.get("n_kv_heads") is None:
+            kwargs["n_kv_heads"] = 1
         super().__post_init__(**kwargs)
 
 
