@@ -247,10 +247,8 @@ def test_other_kinds_of_remote_adapters_are_refused_by_every_road(kind, load, tm
     torch.manual_seed(0)
     modules = ["q_proj", "ff_proj"]
     config = {
-        "ia3": IA3Config(
-            target_modules=["q_proj", "ff_proj"], feedforward_modules=["ff_proj"], init_ia3_weights=False
-        ),
-        "loha": LoHaConfig(target_modules=["q_proj", "ff_proj"], init_weights=False),
+        "ia3": IA3Config(target_modules=modules, feedforward_modules=["ff_proj"], init_ia3_weights=False),
+        "loha": LoHaConfig(target_modules=modules, init_weights=False),
         "modules_to_save": LoraConfig(target_modules=["q_proj"], modules_to_save=["ln_f"]),
     }[kind]
     get_peft_model(tree(load_file(BASE / "model.safetensors")), config).save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.trainer_utils import load_sharded_checkpoint
 
-from trl_diffusion.models import LLaDAConfig, SDARConfig, diffusion_model, layout_mask, token_positions
+from trl_diffusion.models import LLaDAConfig, LLaDAModelLM, SDARConfig, diffusion_model, layout_mask, token_positions
 
 
 TOLERANCE = 2e-5  # of the goldens, see their README
@@ -173,6 +173,19 @@ def test_a_trainer_resumes_from_shards(every_family, size, tmp_path):
 @pytest.mark.parametrize(
     "family, name", [("llada", "model.transformer.blocks.0.q_proj.bias"), ("sdar", "extra.weight")]
 )
+def test_names_of_another_wrapper_are_unexpected_not_fatal():
+    model = golden_model("llada2_moe")
+    saved = load_file(DATA / "models" / "llada2_moe" / "model.safetensors")
+    weights = {f"module.{key}": value for key, value in saved.items()}
+    result = model.load_state_dict(weights, strict=False)
+    assert len(result.unexpected_keys) == len(weights)
+
+
+def test_the_class_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="LLaDAMoEConfig, LLaDAModelLM takes a LLaDAConfig"):
+        LLaDAModelLM.from_pretrained(DATA / "models" / "lladamoe")
+
+
 def test_weights_that_have_no_place_are_refused(family, name, tmp_path):
     spoil(family, tmp_path, lambda weights: weights.update({name: torch.ones(64)}))
     with pytest.raises(ValueError, match="1 weights that .* has no place for"):

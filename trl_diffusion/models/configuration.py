@@ -51,8 +51,8 @@ class DiffusionConfigMixin:
             given = kwargs.pop(field, value)
             if given != value:
                 raise ValueError(
-                    f"config.{field}={given!r} is not supported for model_type={self.model_type!r}: its published "
-                    f"models have {field}={value!r}."
+                    f"config.{field}={given!r} is not supported for model_type={self.model_type!r}: what is "
+                    f"computed here is {field}={value!r}, as in the published models."
                 )
         # Before super(): head_dim and the number of key/value heads are computed there from the library's names.
         for hub_field, field in self.hub_fields.items():

@@ -40,18 +40,18 @@ def convert_state_dict(
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamed = {key: rename_source_key(key, renamings, converters) for key in state_dict}
+    if not pending and all(pattern is None for _, pattern in renamed.values()):
+        return {name: state_dict[key] for key, (name, _) in renamed.items()}
+    whole = _hub_keys_by_name(model, renamings, converters)
     converted = {}
-    for key, tensor in state_dict.items():
-        name, pattern = rename_source_key(key, renamings, converters)
-        if pattern is None:
-            converted[name] = tensor
+    for key, (name, _) in renamed.items():
+        if name in whole and key in whole[name]:
+            pending.setdefault(name, {})[key] = state_dict[key]
         else:
-            pending.setdefault(name, {})[key] = tensor
-    if not pending:
-        return converted
+            converted[name] = state_dict[key]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    complete = _hub_keys_by_name(model, renamings, converters)
-    for name in [name for name, tensors in pending.items() if tensors.keys() >= complete.get(name, set())]:
+    for name in [name for name, tensors in pending.items() if tensors.keys() == whole[name]]:
         tensors, converter = pending.pop(name), None
         for key in sorted(tensors, key=dot_natural_key):  # experts in the order of their numbers
             _, pattern = rename_source_key(key, renamings, converters)

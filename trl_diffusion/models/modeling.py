@@ -34,6 +34,14 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
     # Dream's position i holds the logits that predict position i + 1; families without the shift leave 0.
     logits_shift: int = 0
 
+    def __init__(self, config, *args, **kwargs):
+        if not isinstance(config, self.config_class):
+            raise ValueError(
+                f"The config is a {type(config).__name__}, {type(self).__name__} takes a {self.config_class.__name__}. "
+                "`AutoModelForDiffusionLM.from_pretrained` picks the class that belongs to a checkpoint."
+            )
+        super().__init__(config, *args, **kwargs)
+
     @property
     def mask_token_id(self) -> int:
         """Id of [MASK]. Raises a ValueError when the config names none."""
