@@ -1,17 +1,14 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-import json
-import shutil
 
 import pytest
 import torch
 from conftest import DATA, golden_model, random_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.trainer_utils import load_sharded_checkpoint
+from safetensors.torch import load_file
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from trl_diffusion.models import LLaDAConfig, LLaDAModelLM, SDARConfig, diffusion_model, layout_mask, token_positions
+from trl_diffusion.models import diffusion_model, layout_mask, token_positions
 
 
 TOLERANCE = 2e-5  # of the goldens, see their README
@@ -86,144 +83,6 @@ def test_layout_mask_equals_the_originals_noisy_clean_mask():
     assert torch.equal(mask[0, 0], expected)
 
 
-def test_round_trip_is_bit_equal_and_keeps_the_hubs_names(every_family, tmp_path):
-    golden_model(every_family).save_pretrained(tmp_path)
-    before = load_file(DATA / "models" / every_family / "model.safetensors")
-    after = load_file(tmp_path / "model.safetensors")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    old = json.loads((DATA / "models" / every_family / "config.json").read_text())
-    new = json.loads((tmp_path / "config.json").read_text())
-    assert "auto_map" not in new
-    kept = set(old) - {"auto_map", "attn_implementation", "torch_dtype", "dtype", "transformers_version", "use_cache"}
-    kept -= {key for key, value in old.items() if value is None}  # "unset", where the library has a value
-    assert {key: new.get(key) for key in kept} == {key: old[key] for key in kept}
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(reloaded.state_dict().values(), golden_model(every_family).state_dict().values(), strict=True)
-    )
-
-
-def test_a_saved_folders_tensors_can_be_read_straight_into_a_model(every_family, tokenizer):
-    weights = load_file(DATA / "models" / every_family / "model.safetensors")
-    model = type(golden_model(every_family))(AutoConfig.from_pretrained(DATA / "models" / every_family))
-    model.load_state_dict(weights, strict=not model.config.tie_word_embeddings)
-    model.tie_weights()
-    expected = golden_model(every_family).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
-    with pytest.raises(RuntimeError, match="Missing key"):
-        model.load_state_dict({})
-
-
-def test_remote_code_is_never_asked_for(every_family):
-    model = AutoModelForCausalLM.from_pretrained(DATA / "models" / every_family, trust_remote_code=True)
-    assert type(model).__module__.startswith("trl_diffusion.")
-
-
-def test_the_hubs_attention_choice_is_left_to_the_caller():
-    assert json.loads((DATA / "models" / "sdar" / "config.json").read_text())["attn_implementation"]
-    assert golden_model("sdar").config._attn_implementation == "sdpa"
-    eager = AutoModelForCausalLM.from_pretrained(DATA / "models" / "sdar", attn_implementation="eager")
-    assert eager.config._attn_implementation == "eager"
-
-
-def spoil(family, folder, change):
-    """A copy of a golden checkpoint with other weights."""
-    shutil.copytree(DATA / "models" / family, folder, dirs_exist_ok=True)
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_a_checkpoint_with_missing_weights_is_refused(every_family, tmp_path):
-    spoil(every_family, tmp_path, lambda weights: weights.pop(next(key for key in weights if "norm" in key)))
-    with pytest.raises(ValueError, match="lacks 1 weights"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("family", ["sdar_moe", "llada2_moe", "lladamoe"])
-def test_a_checkpoint_that_lacks_an_expert_is_refused(family, tmp_path):
-    spoil(family, tmp_path, lambda weights: weights.pop(next(key for key in weights if "experts.3.up_proj" in key)))
-    with pytest.raises((ValueError, RuntimeError)):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    model = golden_model(family)
-    with pytest.raises(RuntimeError, match="Missing key"):
-        model.load_state_dict(weights)
-    model.load_state_dict(weights, strict=False)  # the rest may come with the next shard
-    with pytest.raises(ValueError, match="mlp.experts.*a shard of the checkpoint is missing"):
-        model(torch.zeros(1, 3, dtype=torch.long))
-
-
-@pytest.mark.parametrize("size", ["20KB", "60KB"])
-def test_a_trainer_resumes_from_shards(every_family, size, tmp_path):
-    """transformers' Trainer reads a sharded checkpoint shard by shard; the experts of a layer lie in several."""
-    expected = golden_model(every_family)
-    expected.save_pretrained(tmp_path, max_shard_size=size)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    model = type(expected)(expected.config)
-    load_sharded_checkpoint(model, str(tmp_path), strict=False)
-    model.tie_weights()
-    assert not model._incomplete_weights
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
-    assert torch.equal(logits(model.eval(), torch.arange(9)[None]), logits(expected, torch.arange(9)[None]))
-
-
-@pytest.mark.parametrize(
-    "family, name", [("llada", "model.transformer.blocks.0.q_proj.bias"), ("sdar", "extra.weight")]
-)
-def test_names_of_another_wrapper_are_unexpected_not_fatal():
-    model = golden_model("llada2_moe")
-    saved = load_file(DATA / "models" / "llada2_moe" / "model.safetensors")
-    weights = {f"module.{key}": value for key, value in saved.items()}
-    result = model.load_state_dict(weights, strict=False)
-    assert len(result.unexpected_keys) == len(weights)
-
-
-def test_the_class_of_another_family_is_refused():
-    with pytest.raises(ValueError, match="LLaDAMoEConfig, LLaDAModelLM takes a LLaDAConfig"):
-        LLaDAModelLM.from_pretrained(DATA / "models" / "lladamoe")
-
-
-def test_weights_that_have_no_place_are_refused(family, name, tmp_path):
-    spoil(family, tmp_path, lambda weights: weights.update({name: torch.ones(64)}))
-    with pytest.raises(ValueError, match="1 weights that .* has no place for"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_a_model_may_be_loaded_with_fewer_layers(every_family):
-    assert golden_model(every_family, num_hidden_layers=1).config.num_hidden_layers == 1
-
-
-def test_weights_of_another_shape_are_refused(every_family, tmp_path):
-    def cut(weights):
-        name = next(key for key in weights if "norm" in key)
-        weights[name] = weights[name][:-1].contiguous()
-
-    spoil(every_family, tmp_path, cut)
-    with pytest.raises(ValueError, match="lacks 1 weights"):
-        AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
-    with pytest.raises(RuntimeError):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_a_broken_generation_config_is_not_replaced_by_defaults(every_family, tmp_path):
-    shutil.copytree(DATA / "models" / every_family, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "generation_config.json").write_text("{oops")
-    with pytest.raises(OSError, match="valid JSON"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_scaled_rope_is_written_in_the_hubs_fields(tmp_path):
-    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    config = SDARConfig(rope_theta=1e6, rope_scaling=dict(rope), max_position_embeddings=131072)
-    config.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["rope_theta"] == 1e6 and saved["rope_scaling"] == rope and "rope_parameters" not in saved
-    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
-
-
 def test_padded_rows_get_the_positions_of_unpadded_ones(family, tokenizer):
     """In bf16 rotary embeddings feel a shift of all positions: sampler and scorer must give a row the same ones."""
     model = random_model(family, tokenizer).to(torch.bfloat16)
@@ -232,91 +91,6 @@ def test_padded_rows_get_the_positions_of_unpadded_ones(family, tokenizer):
     implicit = logits(model, ids, attention_mask=mask)
     explicit = logits(model, ids, attention_mask=mask, position_ids=token_positions(mask))
     assert torch.equal(implicit[:, 60:], explicit[:, 60:])
-
-
-@pytest.mark.parametrize(
-    "field, value", [("include_bias", True), ("alibi", True), ("layer_norm_type", "default"), ("rope", False)]
-)
-def test_llada_fields_that_would_change_the_arithmetic_are_refused(field, value):
-    with pytest.raises(ValueError, match=field):
-        LLaDAConfig(**{field: value})
-
-
-def test_sdar_block_length_must_be_positive():
-    with pytest.raises(ValueError, match="block_length=0"):
-        SDARConfig(block_size=0)
-    assert SDARConfig(block_size=None).block_length == 4
-    with pytest.raises(ValueError, match="block_length=0"):
-        SDARConfig(block_length=0)
-
-
-def test_published_sdar_configs_get_the_mask_token_of_their_tokenizer():
-    assert SDARConfig(vocab_size=151936).mask_token_id == 151669
-    assert SDARConfig(vocab_size=256).mask_token_id is None
-
-
-@pytest.mark.parametrize(
-    "family, arguments, expected",
-    [
-        ("sdar", {"block_size": 8}, {"block_length": 8}),
-        ("sdar", {"block_length": 8}, {"block_length": 8}),
-        ("llada", {"n_layers": 1}, {"num_hidden_layers": 1}),
-        ("llada", {"num_hidden_layers": 1}, {"num_hidden_layers": 1}),
-        ("llada", {"weight_tying": True}, {"tie_word_embeddings": True}),
-        ("sdar_moe", {"num_experts_per_tok": 1, "mask_token_id": 7}, {"num_experts_per_tok": 1, "mask_token_id": 7}),
-    ],
-)
-def test_keywords_replace_fields_of_the_file(family, arguments, expected):
-    config = AutoConfig.from_pretrained(DATA / "models" / family, **arguments)
-    assert {name: getattr(config, name) for name in expected} == expected
-
-
-def test_keywords_of_rope_are_merged_with_the_files():
-    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
-    config = AutoConfig.from_pretrained(DATA / "models" / "sdar", rope_scaling=scaling)
-    assert config.rope_parameters == {**scaling, "rope_theta": 1000000}
-    assert AutoConfig.from_pretrained(DATA / "models" / "sdar", rope_theta=5.0).rope_parameters["rope_theta"] == 5.0
-
-
-@pytest.mark.parametrize(
-    "family, arguments, message",
-    [
-        ("llada", {"is_causal": True}, "is_causal=True contradicts"),
-        ("llada", {"include_bias": True}, "include_bias=True"),
-        ("sdar", {"block_length": 0}, "block_length=0"),
-        ("sdar", {"block_size": -3}, "block_length=-3"),
-        ("dream", {"use_sliding_window": True}, "use_sliding_window"),
-        ("dream", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-    ],
-)
-def test_keywords_are_checked_as_the_files_fields_are(family, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        golden_model(family, **arguments)
-
-
-def test_fields_of_llada_that_are_null_mean_what_the_original_makes_of_them():
-    config = LLaDAConfig.from_dict(
-        {
-            "d_model": 32,
-            "n_heads": 4,
-            "n_kv_heads": None,
-            "mlp_hidden_size": None,
-            "mlp_ratio": 3,
-            "bias_for_layer_norm": None,
-            "include_qkv_bias": None,
-            "embedding_size": None,
-            "vocab_size": 11,
-        }
-    )
-    assert (config.intermediate_size, config.num_key_value_heads, config.vocab_size) == (96, 4, 11)
-    assert LLaDAConfig.from_dict({"multi_query_attention": True}).num_key_value_heads == 1
-
-
-def test_config_round_trips_through_auto_config(every_family, tmp_path):
-    config = AutoConfig.from_pretrained(DATA / "models" / every_family)
-    config.save_pretrained(tmp_path)
-    again = AutoConfig.from_pretrained(tmp_path)
-    assert {**again.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
 
 
 def test_token_logits_are_the_rows_of_the_whole_forward(every_family, tokenizer):

@@ -37,7 +37,7 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
     def __init__(self, config, *args, **kwargs):
         if not isinstance(config, self.config_class):
             raise ValueError(
-                f"The config is a {type(config).__name__}, {type(self).__name__} takes a {self.config_class.__name__}. "
+                f"config is a {type(config).__name__}, {type(self).__name__} takes a {self.config_class.__name__}. "
                 "`AutoModelForDiffusionLM.from_pretrained` picks the class that belongs to a checkpoint."
             )
         super().__init__(config, *args, **kwargs)
