@@ -45,11 +45,13 @@ def convert_state_dict(
         return {name: state_dict[key] for key, (name, _) in renamed.items()}
     whole = _hub_keys_by_name(model, renamings, converters)
     converted = {}
-    for key, (name, _) in renamed.items():
-        if name in whole and key in whole[name]:
+    for key, (name, pattern) in renamed.items():
+        if pattern is None:
+            converted[name] = state_dict[key]
+        elif key in whole.get(name, set()):
             pending.setdefault(name, {})[key] = state_dict[key]
         else:
-            converted[name] = state_dict[key]
+            converted[key] = state_dict[key]  # of another model: load_state_dict reports it
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     for name in [name for name, tensors in pending.items() if tensors.keys() == whole[name]]:
         tensors, converter = pending.pop(name), None
