@@ -84,11 +84,11 @@ def test_a_checkpoint_that_lacks_an_expert_is_refused(family, tmp_path):
         model(torch.zeros(1, 3, dtype=torch.long))
 
 
-@pytest.mark.parametrize("size", ["20KB", "60KB"])
-def test_a_trainer_resumes_from_shards(every_family, size, tmp_path):
+@pytest.mark.parametrize("family", ["llada", "sdar_moe", "llada2_moe", "lladamoe"])
+def test_a_trainer_resumes_from_shards(family, tmp_path):
     """transformers' Trainer reads a sharded checkpoint shard by shard; the experts of a layer lie in several."""
-    expected = golden_model(every_family)
-    expected.save_pretrained(tmp_path, max_shard_size=size)
+    expected = golden_model(family)
+    expected.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     model = type(expected)(expected.config)
     load_sharded_checkpoint(model, str(tmp_path), strict=False)

@@ -96,7 +96,8 @@ class RemoteCodeAdapterMixin:
         """`PeftModel.from_pretrained` puts adapters on the modules it finds, and drops the weights of the others
         without a word. Here is where those weights come by."""
         names = {name for name, _ in self.named_parameters()} | {name for name, _ in self.named_buffers()}
-        for key in state_dict:
+        adapted = any(".base_layer." in name or ".modules_to_save." in name for name in names)
+        for key in state_dict if adapted else ():
             name = key.removeprefix(prefix)
             if name in names or not key.startswith(prefix):
                 continue
