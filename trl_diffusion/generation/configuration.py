@@ -103,8 +103,9 @@ class DiffusionGenerationConfig(GenerationConfig):
         dropped = {
             name: config_dict.pop(name) for name in list(config_dict) if name not in known and not name.startswith("_")
         }
-        # Their None values are what transformers itself writes.
-        dropped = {name: value for name, value in dropped.items() if value is not None}
+        # What transformers itself writes into every file says nothing.
+        silent = {"use_cache": True, "output_attentions": False, "output_hidden_states": False, "output_scores": False}
+        dropped = {name: value for name, value in dropped.items() if value not in (None, silent.get(name))}
         if dropped:
             logger.warning(f"Generation settings without a meaning for a diffusion model are left out: {dropped}.")
         return super().from_dict(config_dict, **kwargs)

@@ -80,12 +80,13 @@ def convert_autoregressive(
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     known = len(tokenizer)
     _add_mask_token(tokenizer, mask_token or tokenizer.mask_token or config_class.mask_token)
-    config = _diffusion_config(source, config_class, tokenizer, block_length)
+    config = _diffusion_config(source, config_class, block_length)
 
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
     converted = model_class.from_pretrained(model, config=config, dtype=dtype, revision=revision)
     converted.generation_config = _generation_config(model, revision, converted.config, tokenizer)
     _give_mask_token_rows(converted, tokenizer, known)
+    converted.config.mask_token_id = tokenizer.mask_token_id
 
     target.parent.mkdir(parents=True, exist_ok=True)
     written = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -116,9 +117,8 @@ def _add_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token: str):
     tokenizer.add_special_tokens({"mask_token": mask_token})
 
 
-def _diffusion_config(source, config_class, tokenizer: PreTrainedTokenizerBase, block_length: int | None):
+def _diffusion_config(source, config_class, block_length: int | None):
     fields: dict[str, Any] = {name: value for name, value in source.to_dict().items() if name not in _DROPPED_FIELDS}
-    fields.update(mask_token_id=tokenizer.mask_token_id)
     if block_length is not None:
         fields.update(block_length=block_length)
     return config_class.from_dict(fields)
