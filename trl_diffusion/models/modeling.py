@@ -152,23 +152,49 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
             ValueError: `block_length` is smaller than 1, or given to a model with full attention; rows are packed
                 without `document_ids`.
         """
+        if self._incomplete_weights:
+            raise ValueError(
+                f"load_state_dict was given some of the weights of {', '.join(sorted(self._incomplete_weights)[:3])} "
+                "and never the others: a shard of the checkpoint is missing."
+            )
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError(
+                "cu_seq_lens_q (padding-free rows) is not supported: attention would reach from one document into "
+                "the next. Pass `document_ids` (B, L)."
+            )
+        inputs_embeds = kwargs.get("inputs_embeds")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]  # (B, L)
+        attention_mask, position_ids, counted = self._layout(
+            tokens, attention_mask, position_ids, block_length, document_ids, kwargs.get("past_key_values")
+        )
+        if not _is_padding_mask(attention_mask) and hasattr(self.config, "output_router_logits"):
+            if kwargs.get("output_router_logits"):
+                raise ValueError(
+                    "output_router_logits=True: the library's load-balancing loss takes no mask of blocks or "
+                    "documents. Leave it out, and read the routers' outputs with hooks."
+                )
+            kwargs["output_router_logits"] = False  # whatever the config says, for the same reason
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        return_dict = kwargs.pop("return_dict", None)
+        output = super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        if labels is not None:
+            loss = self.masked_token_loss(output.logits, labels, counted, num_items_in_batch)
+            if output.get("aux_loss") is not None:
+                loss = loss + self.config.router_aux_loss_coef * output.aux_loss
+            output = type(output)(**{**output, "loss": loss})
+        return output.to_tuple() if return_dict is False else output
+
+    def _layout(self, tokens, attention_mask, position_ids, block_length, document_ids, cache):
+        """The mask and the positions that the library's forward is given, and each token's position in its document.
+        Arguments as in [`forward`]; `tokens` are (B, L), whatever they hold."""
         if block_length is not None and self.attention == "full":
             raise ValueError(
                 f"block_length={block_length}: {type(self).__name__} attends to the whole sequence; leave it out."
             )
         if block_length is not None and block_length < 1:
             raise ValueError(f"block_length={block_length} must be at least 1.")
-        if kwargs.get("cu_seq_lens_q") is not None:
-            raise ValueError(
-                "cu_seq_lens_q (padding-free rows) is not supported: attention would reach from one document into "
-                "the next. Pass `document_ids` (B, L)."
-            )
-        if self._incomplete_weights:
-            raise ValueError(
-                f"load_state_dict was given some of the weights of {', '.join(sorted(self._incomplete_weights)[:3])} "
-                "and never the others: a shard of the checkpoint is missing."
-            )
-        cache = kwargs.get("past_key_values")
         cached = cache is not None and cache.get_seq_length() > 0
         plain = _is_padding_mask(attention_mask)
         if document_ids is not None and (cached or not plain):
@@ -178,46 +204,27 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
             )
         if plain and attention_mask is not None:
             check_padding_mask(attention_mask)
-        inputs_embeds = kwargs.get("inputs_embeds")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]  # (B, L)
-        counted = None
-        if plain and not cached:
-            counted = document_positions(tokens, attention_mask, None, document_ids)
-            valid = torch.ones_like(counted) if attention_mask is None else attention_mask
-            if position_ids is not None and document_ids is None:
-                check_not_packed(position_ids.expand_as(counted), valid)
-            if self.attention == "block_causal" or document_ids is not None:
-                blocks = torch.zeros_like(counted)
-                if self.attention == "block_causal":
-                    blocks = counted // (block_length or self.block_length)
-                if document_ids is not None:
-                    document_ids = document_ids.expand_as(counted)
-                attention_mask = layout_mask(self.config, blocks, valid, None, document_ids, self.dtype)
-            # Rotary embeddings depend on distances alone in exact arithmetic, not quite in bf16: a row must get the
-            # same positions whatever it is padded with.
-            position_ids = counted if position_ids is None else position_ids
-        elif plain and attention_mask is not None and position_ids is None:
-            position_ids = token_positions(attention_mask)[:, -tokens.size(1) :]
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        return_dict = kwargs.pop("return_dict", None)
-        if not _is_padding_mask(attention_mask) and hasattr(self.config, "output_router_logits"):
-            if kwargs.get("output_router_logits"):
-                raise ValueError(
-                    "output_router_logits=True: the library's load-balancing loss takes no mask of blocks or "
-                    "documents. Leave it out, and read the routers' outputs with hooks."
-                )
-            kwargs["output_router_logits"] = False  # whatever the config says, for the same reason
-        output = super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-        )
-        if labels is not None:
-            if counted is None:
-                counted = document_positions(tokens, attention_mask, position_ids)
-            loss = self.masked_token_loss(output.logits, labels, counted, num_items_in_batch)
-            if output.get("aux_loss") is not None:
-                loss = loss + self.config.router_aux_loss_coef * output.aux_loss
-            output = type(output)(**{**output, "loss": loss})
-        return output.to_tuple() if return_dict is False else output
+        if cached and plain and attention_mask is not None and position_ids is None:
+            position_ids = token_positions(attention_mask)[:, -tokens.size(1) :]  # the mask covers the cache too
+        if cached or not plain:
+            return (
+                attention_mask,
+                position_ids,
+                document_positions(tokens, attention_mask, position_ids, cached=cached),
+            )
+
+        counted = document_positions(tokens, attention_mask, None, document_ids)
+        valid = torch.ones_like(counted) if attention_mask is None else attention_mask
+        if position_ids is not None and document_ids is None:
+            check_not_packed(position_ids.expand_as(counted), valid)
+        if self.attention == "block_causal" or document_ids is not None:
+            block_length = block_length or self.block_length
+            blocks = torch.zeros_like(counted) if block_length is None else counted // block_length
+            documents = None if document_ids is None else document_ids.expand_as(counted)
+            attention_mask = layout_mask(self.config, blocks, valid, None, documents, self.dtype)
+        # Rotary embeddings depend on distances alone in exact arithmetic, not quite in bf16: a row must get the same
+        # positions whatever it is padded with.
+        return attention_mask, counted if position_ids is None else position_ids, counted
 
     def token_logits(self, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
         """See [`token_logits`]."""
@@ -266,13 +273,14 @@ def document_positions(
     attention_mask: "torch.Tensor | None" = None,
     position_ids: torch.Tensor | None = None,
     document_ids: torch.Tensor | None = None,
+    cached: bool = False,
 ) -> torch.Tensor:
     """Position of each token in its document: (B, L).
 
-    From a mask of padding and `document_ids`; a mask that is ready for attention says nothing of either, and then
-    `position_ids` count, or else the row.
+    From a mask of padding and `document_ids`. A mask that is ready for attention says nothing of either, nor does one
+    that covers a cache; then `position_ids` count, or else the row.
     """
-    if _is_padding_mask(attention_mask):
+    if _is_padding_mask(attention_mask) and not cached:
         valid = torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask
         return token_positions(valid, None if document_ids is None else document_ids.expand_as(input_ids))
     if position_ids is None:
