@@ -185,17 +185,34 @@ def test_a_refused_adapter_leaves_the_model_as_it_was(change, tmp_path):
     else:
         weights[name] = weights[name][..., :-1].contiguous()
     save_file(weights, tmp_path / "adapter_model.safetensors")
-    model = golden_model("llada")
+    model = golden_model("llada").train()
     with torch.no_grad():
         before = model(IDS).logits
         with pytest.raises((ValueError, RuntimeError)):
             model.load_adapter(str(tmp_path))
         assert torch.equal(model(IDS).logits, before)
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    model.eval()
     # A sound one can be loaded then.
     merged = remote_adapter(tmp_path / "sound", target_modules=["q_proj", "ff_proj"])
     model.load_adapter(str(tmp_path / "sound"))
     with torch.no_grad():
         assert torch.allclose(model(IDS).logits, expected_logits(merged, tmp_path / "merged", IDS), atol=1e-4)
+
+
+def test_a_refused_hot_swap_leaves_the_adapter_as_it_was(tmp_path):
+    for seed, folder in enumerate(("one", "two")):
+        remote_adapter(tmp_path / folder, seed=seed, target_modules=["q_proj", "ff_proj"])
+    weights = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    del weights[next(key for key in weights if "ff_proj" in key)]
+    save_file(weights, tmp_path / "two" / "adapter_model.safetensors")
+    model = golden_model("llada")
+    model.load_adapter(str(tmp_path / "one"))
+    with torch.no_grad():
+        before = model(IDS).logits
+        with pytest.raises(ValueError, match="lacks"):
+            model.load_adapter(str(tmp_path / "two"), adapter_name="default", hotswap=True)
+        assert torch.equal(model(IDS).logits, before)
 
 
 @pytest.mark.parametrize("names", [("default", "second"), ("q", "model")])

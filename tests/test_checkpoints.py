@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import DATA, golden_model
+from conftest import DATA, golden_model, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.trainer_utils import load_sharded_checkpoint
@@ -96,6 +96,30 @@ def test_a_trainer_resumes_from_shards(family, tmp_path):
     assert not model._incomplete_weights
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
     assert torch.equal(logits(model.eval(), torch.arange(9)[None]), logits(expected, torch.arange(9)[None]))
+
+
+@pytest.mark.parametrize("family, experts", [("sdar_moe", "num_experts"), ("llada2_moe", "n_routed_experts")])
+def test_more_than_ten_experts_keep_their_order(family, experts, tokenizer, tmp_path):
+    expected = random_model(family, tokenizer, **{experts: 12})
+    expected.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    model = type(expected)(expected.config)
+    model.load_state_dict(dict(reversed(weights.items())))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["sdar_moe", "llada2_moe", "lladamoe"])
+def test_weights_given_later_complete_what_was_begun(family):
+    expected = golden_model(family)
+    saved = load_file(DATA / "models" / family / "model.safetensors")
+    part = {key: value for key, value in saved.items() if "experts.0." in key}
+    for whole in (saved, expected.state_dict()):
+        for strict in (True, False):
+            model = golden_model(family)
+            model.load_state_dict(part, strict=False)
+            assert model._incomplete_weights
+            model.load_state_dict(whole, strict=strict)
+            assert torch.equal(logits(model, torch.arange(5)[None]), logits(expected, torch.arange(5)[None]))
 
 
 def test_names_of_another_wrapper_are_unexpected_not_fatal():

@@ -9,7 +9,7 @@ import pytest
 from conftest import DATA, golden_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trl_diffusion.models import LLaDAConfig, SDARConfig
+from trl_diffusion.models import LLaDAConfig, LLaDAMoEConfig, SDARConfig
 
 
 def test_the_hubs_attention_choice_is_left_to_the_caller():
@@ -44,7 +44,13 @@ def test_sdar_block_length_must_be_positive():
         SDARConfig(block_length=0)
 
 
+def test_dense_layers_of_llada_moe():
+    config = LLaDAMoEConfig.from_dict({"num_hidden_layers": 3, "moe_layer_freq": [0, 1, 0], "num_experts": 4})
+    assert config.mlp_only_layers == [0, 2] and config.to_dict()["moe_layer_freq"] == [0, 1, 0]
+
+
 def test_published_sdar_configs_get_the_mask_token_of_their_tokenizer():
+    assert SDARConfig(vocab_size=151936, mask_token_id=7).mask_token_id == 7  # what a config says counts
     assert SDARConfig(vocab_size=151936).mask_token_id == 151669
     assert SDARConfig(vocab_size=256).mask_token_id is None
 

@@ -144,6 +144,36 @@ def test_quantized_with_lora_and_gradient_checkpointing(family, bits, tmp_path):
             assert torch.equal(before[key], value), key
 
 
+@pytest.mark.parametrize("bits", QUANTIZED)
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "llada2_moe"])
+def test_a_quantized_model_is_saved_and_loaded(family, bits, tmp_path):
+    tokenizer, config = character_tokenizer("01234"), BitsAndBytesConfig(**QUANTIZED[bits])
+    random_model(family, tokenizer, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "m")
+    model = AutoModelForDiffusionLM.from_pretrained(tmp_path / "m", dtype=torch.float32, quantization_config=config)
+    if family == "llada2_moe":
+        with pytest.raises(ValueError, match="quantized and cannot be saved in its Hub format"):
+            model.save_pretrained(tmp_path / "again")
+        return
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForDiffusionLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    ids = torch.randint(3, 8, (1, 6))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["sft", "tracerl"])
+def test_a_compiled_model_trains(name, family, tokenizer, tmp_path):
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    model = random_model(family, tokenizer)
+    if name == "sft":
+        trainer = sft(model, tokenizer, tmp_path, **compiled)
+    else:
+        trainer = rl_trainer(name, model, tokenizer, tmp_path, sum_of_digits, **compiled)
+    before = model.lm_head.weight.clone()
+    trainer.train()
+    assert not torch.equal(before, model.lm_head.weight)
+
+
 @pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
 def test_a_4_bit_model_has_the_same_gradient_before_and_after_generating(family, tmp_path):
     tokenizer = character_tokenizer("01234")

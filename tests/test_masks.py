@@ -6,7 +6,7 @@
 import pytest
 import torch
 from conftest import golden_model, random_model
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from trl_diffusion.models import SDARConfig, layout_mask, token_positions
 
@@ -102,6 +102,44 @@ def test_packing_is_seen_across_padding(tokenizer):
     positions = torch.tensor([[0, 1, 2, 0, 0, 1, 2], [0, 1, 2, 3, 4, 0, 0]])
     with pytest.raises(ValueError, match="go back from 2 to 0 inside row 0"):
         random_model("llada", tokenizer)(ids, attention_mask=mask, position_ids=positions)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, -10000.0, 0.0], [1, 1, -1, 1]])
+def test_an_additive_mask_of_two_dimensions_is_refused(values, tokenizer):
+    with pytest.raises(ValueError, match="attention_mask has the value -1"):
+        random_model("llada", tokenizer)(torch.randint(3, 8, (1, 4)), attention_mask=torch.tensor([values]))
+
+
+def test_masks_may_have_any_dtype(family, tokenizer):
+    model, ids = random_model(family, tokenizer), torch.randint(3, 8, (2, 5))
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        for dtype in (torch.bool, torch.int32, torch.uint8, torch.float32, torch.bfloat16):
+            assert torch.equal(model(ids, attention_mask=mask.to(dtype)).logits[mask.bool()], expected[mask.bool()])
+
+
+def test_a_static_cache_is_not_seen_beyond_what_is_in_it(tokenizer):
+    model, ids = random_model("llada", tokenizer), torch.randint(3, 8, (1, 6))
+    with torch.no_grad():
+        found = model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=20), use_cache=True).logits
+        assert torch.allclose(found, model(ids).logits, atol=1e-5)
+
+
+def test_labels_with_a_cache(tokenizer):
+    ids = torch.randint(3, 8, (1, 7))
+    for family in ("llada", "sdar", "dream"):
+        model, cache = random_model(family, tokenizer), DynamicCache()
+        with torch.no_grad():
+            model(ids[:, :4], past_key_values=cache, use_cache=True)
+            given = {"past_key_values": cache, "attention_mask": torch.ones_like(ids), "labels": ids[:, 4:]}
+            if family == "dream":
+                with pytest.raises(ValueError, match="DreamModel predicts a token from the place before it"):
+                    model(ids[:, 4:], **given)
+            else:
+                output = model(ids[:, 4:], **given)
+                expected = torch.nn.functional.cross_entropy(output.logits[0], ids[0, 4:])
+                assert torch.allclose(output.loss, expected)
 
 
 def test_a_mask_that_numbers_documents_is_refused(family, tokenizer):

@@ -130,8 +130,10 @@ def test_explicit_positions_do_not_move_where_shifted_logits_are_read():
         raw = model(ids, attention_mask=mask, position_ids=torch.arange(9)[None]).logits
     expected = [raw[0, max(i - 1, 4)] for i in range(4, 9)] + [raw[1, max(i - 1, 0)] for i in range(9)]
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+    cache = DynamicCache()
+    model(ids, past_key_values=cache, use_cache=True)
     with pytest.raises(ValueError, match="past_key_values"):
-        model.token_logits(ids, wanted, past_key_values=DynamicCache())
+        model.token_logits(ids, wanted, past_key_values=cache)
 
 
 def test_labels_follow_the_documents_of_a_ready_mask():

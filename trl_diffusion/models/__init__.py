@@ -4,7 +4,7 @@
 """Families of diffusion language models, native on transformers' own models."""
 
 from . import families  # noqa: F401  (importing a family registers it)
-from .attention import layout_mask, token_positions
+from .attention import layout_mask
 from .auto import (
     UNIFORM_MODEL_TYPE,
     AutoModelForDiffusionLM,
@@ -26,6 +26,7 @@ from .families.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from .families.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
 from .families.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
 from .modeling import DiffusionModelMixin, diffusion_model, token_logits
+from .positions import token_positions
 
 
 __all__ = [

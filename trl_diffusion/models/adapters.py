@@ -61,6 +61,13 @@ class RemoteCodeAdapterMixin:
             peft_config, adapter_state_dict = translate_adapter(self, peft_config, adapter_state_dict)
         adapter_name = adapter_name or "default"
         had = adapter_name in getattr(self, "peft_config", {})
+        before = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        modes = [(module, module.training) for module in self.modules()]
+        swapped = {
+            name: parameter.detach().clone()
+            for name, parameter in self.named_parameters()
+            if had and _belongs_to(name, adapter_name)
+        }
         try:
             info = super().load_adapter(
                 adapter_name=adapter_name,
@@ -71,17 +78,23 @@ class RemoteCodeAdapterMixin:
             )
             self._check_loaded(info, adapter_name, peft_model_id)
         except Exception:
-            # transformers puts the adapter's modules in place before it reads the weights.
+            # transformers puts the adapter's modules in place, and swaps weights, before it sees what is missing.
             if not had and adapter_name in getattr(self, "peft_config", {}):
                 self.delete_adapter(adapter_name)
+            for name, parameter in self.named_parameters():
+                if name in swapped:
+                    parameter.data = swapped[name]
+            for parameter, requires_grad in before:
+                parameter.requires_grad_(requires_grad)
+            for module, training in modes:
+                module.training = training
             raise
         return info
 
     def _check_loaded(self, info, adapter_name: str, source: str | None):
         """Raise where the weights and the modules of one adapter do not match."""
-        of_this_adapter = re.compile(rf"\.{re.escape(adapter_name)}(\.|$)")
         wrong = {
-            "lacks": {key for key in info.missing_keys if ".base_layer." not in key and of_this_adapter.search(key)},
+            "lacks": {key for key in info.missing_keys if _belongs_to(key, adapter_name)},
             "has weights without a place for": info.unexpected_keys,
             "has weights of other shapes for": {key[0] for key in info.mismatched_keys},
         }
@@ -109,6 +122,11 @@ class RemoteCodeAdapterMixin:
                     "names; `save_pretrained` then writes an adapter that PEFT loads."
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _belongs_to(name: str, adapter_name: str) -> bool:
+    """Whether a parameter is one of an adapter's."""
+    return ".base_layer." not in name and adapter_name in name.split(".")[1:]
 
 
 def translate_adapter(model: nn.Module, peft_config: Any, weights: dict[str, torch.Tensor]):

@@ -14,67 +14,6 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 
-def token_positions(attention_mask: torch.Tensor, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """Positions of the real tokens of a padded batch, counted from the first real token of each row, or document.
-
-    Args:
-        attention_mask (`torch.Tensor` of shape (B, L)):
-            1 on real tokens, 0 on padding (left or right).
-        document_ids (`torch.Tensor` of shape (B, L), *optional*):
-            Document of each token where several are packed into a row; the tokens of a document stand together.
-
-    Returns:
-        `torch.LongTensor` of shape (B, L); padding on the left gets position 0.
-    """
-    counted = attention_mask.long().cumsum(dim=1) - 1  # (B, L)
-    if document_ids is not None:
-        # What was counted before a document began; the count only grows, so the running maximum carries it along.
-        begins = torch.ones_like(document_ids, dtype=torch.bool)
-        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        before = (counted + 1 - attention_mask.long()) * begins
-        counted = counted - before.cummax(dim=1).values
-    return counted.clamp(min=0)
-
-
-def check_not_packed(position_ids: torch.Tensor, attention_mask: torch.Tensor):
-    """Refuse rows that hold several documents without saying so: each would attend to the others.
-
-    Args:
-        position_ids (`torch.LongTensor` of shape (B, L)):
-            Positions of the tokens.
-        attention_mask (`torch.Tensor` of shape (B, L)):
-            1 on real tokens.
-
-    Raises:
-        ValueError: positions go back inside a row.
-    """
-    real = attention_mask.bool()
-    seen = position_ids.masked_fill(~real, -1).cummax(dim=1).values  # largest position so far
-    back = real[:, 1:] & (position_ids[:, 1:] <= seen[:, :-1])
-    if back.any():
-        row, column = back.nonzero()[0].tolist()
-        raise ValueError(
-            f"position_ids go back from {seen[row, column].item()} to {position_ids[row, column + 1].item()} inside "
-            f"row {row}, as packed documents do, and attention would reach from one document into the next. "
-            "Pass `document_ids` (B, L), or an attention mask of four dimensions."
-        )
-
-
-def check_padding_mask(attention_mask: torch.Tensor):
-    """Refuse masks that number documents: only 0 and 1 mean something.
-
-    Masks of dtype bool need no check; on a GPU that saves a synchronisation.
-
-    Raises:
-        ValueError: there is another value.
-    """
-    if attention_mask.dtype != torch.bool and attention_mask.numel() and attention_mask.max() > 1:
-        raise ValueError(
-            f"attention_mask has the value {attention_mask.max().item()}; it holds 1 on real tokens and 0 on padding. "
-            "Number documents in `document_ids`."
-        )
-
-
 def layout_mask(
     config: PreTrainedConfig,
     block_ids: torch.Tensor,

@@ -67,6 +67,12 @@ class DiffusionConfigMixin:
             raise ValueError(
                 f"config.is_causal=True contradicts model_type={self.model_type!r}, which attends in both directions."
             )
+        own = {field.name for field in fields(self)}
+        if "sliding_window" in own and "use_sliding_window" not in own and self.sliding_window is not None:
+            raise ValueError(
+                f"config.sliding_window={self.sliding_window} is not supported for model_type={self.model_type!r}: "
+                "tokens see the whole row, or whole blocks. Set it to None."
+            )
         for field, wrong in (("use_sliding_window", True), ("layer_types", "sliding_attention")):
             given = getattr(self, field, None)
             if given == wrong or (isinstance(given, list) and wrong in given):

@@ -10,16 +10,32 @@ from typing import Literal
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import Split
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
 from ..generation.mixin import DiffusionGenerationMixin
 from .adapters import RemoteCodeAdapterMixin
-from .attention import check_not_packed, check_padding_mask, layout_mask, token_positions
+from .attention import layout_mask
 from .conversion import convert_state_dict
+from .positions import (
+    cached_length,
+    check_not_packed,
+    check_padding_mask,
+    document_positions,
+    is_padding_mask,
+    logits_positions,
+    token_positions,
+)
 
 
 logger = logging.get_logger(__name__)
+
+_SHIFTED_WITH_CACHE = (
+    "{family} predicts a token from the place before it, which for the first token given lies in the cache: pass the "
+    "tokens without past_key_values."
+)
 
 
 class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
@@ -110,7 +126,30 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
         Without `strict` it may be called shard by shard: what a shard leaves incomplete waits for the next.
         """
         waiting = {} if strict else self.__dict__.setdefault("_incomplete_weights", {})
-        return super().load_state_dict(convert_state_dict(self, state_dict, waiting), strict=strict, assign=assign)
+        converted = convert_state_dict(self, state_dict, waiting)
+        result = super().load_state_dict(converted, strict=strict, assign=assign)
+        for name in self._incomplete_weights.keys() & converted.keys():
+            del self._incomplete_weights[name]  # given otherwise, under the library's name
+        return result
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`], in the Hub's format.
+
+        Raises:
+            ValueError: the model is quantized and its Hub format joins weights (LLaDA 2.x): packed weights cannot be
+                joined.
+        """
+        fuses = any(
+            isinstance(operation, Split)
+            for rule in get_model_conversion_mapping(self)
+            for operation in getattr(rule, "operations", ())
+        )
+        if fuses and getattr(self, "hf_quantizer", None) is not None and not self._hf_peft_config_loaded:
+            raise ValueError(
+                f"{type(self).__name__} is quantized and cannot be saved in its Hub format, which joins the query, "
+                "key and value weights. Save the adapter alone, or load the model without quantization_config."
+            )
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def forward(
         self,
@@ -167,7 +206,7 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
         attention_mask, position_ids, counted = self._layout(
             tokens, attention_mask, position_ids, block_length, document_ids, kwargs.get("past_key_values")
         )
-        if not _is_padding_mask(attention_mask) and hasattr(self.config, "output_router_logits"):
+        if not is_padding_mask(attention_mask) and hasattr(self.config, "output_router_logits"):
             if kwargs.get("output_router_logits"):
                 raise ValueError(
                     "output_router_logits=True: the library's load-balancing loss takes no mask of blocks or "
@@ -180,6 +219,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
         if labels is not None:
+            if self.logits_shift and cached_length(kwargs.get("past_key_values")):
+                raise ValueError(_SHIFTED_WITH_CACHE.format(family=type(self).__name__))
             loss = self.masked_token_loss(output.logits, labels, counted, num_items_in_batch)
             if output.get("aux_loss") is not None:
                 loss = loss + self.config.router_aux_loss_coef * output.aux_loss
@@ -195,8 +236,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
             )
         if block_length is not None and block_length < 1:
             raise ValueError(f"block_length={block_length} must be at least 1.")
-        cached = cache is not None and cache.get_seq_length() > 0
-        plain = _is_padding_mask(attention_mask)
+        cached = cached_length(cache) > 0
+        plain = is_padding_mask(attention_mask)
         if document_ids is not None and (cached or not plain):
             raise ValueError(
                 "document_ids go with a mask of two dimensions (or none) and without past_key_values; a mask of four "
@@ -222,6 +263,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
             blocks = torch.zeros_like(counted) if block_length is None else counted // block_length
             documents = None if document_ids is None else document_ids.expand_as(counted)
             attention_mask = layout_mask(self.config, blocks, valid, None, documents, self.dtype)
+        elif cache is not None:
+            attention_mask = valid  # a static cache is longer than what is in it
         # Rotary embeddings depend on distances alone in exact arithmetic, not quite in bf16: a row must get the same
         # positions whatever it is padded with.
         return attention_mask, counted if position_ids is None else position_ids, counted
@@ -263,55 +306,13 @@ def _in_other_layer(model: nn.Module, key: str) -> bool:
     return match is not None and int(match[1]) >= model.config.num_hidden_layers
 
 
-def _is_padding_mask(attention_mask) -> bool:
-    """Whether a mask says which tokens are real (or is none), rather than which see each other."""
-    return attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-
-
-def document_positions(
-    input_ids: torch.Tensor,
-    attention_mask: "torch.Tensor | None" = None,
-    position_ids: torch.Tensor | None = None,
-    document_ids: torch.Tensor | None = None,
-    cached: bool = False,
-) -> torch.Tensor:
-    """Position of each token in its document: (B, L).
-
-    From a mask of padding and `document_ids`. A mask that is ready for attention says nothing of either, nor does one
-    that covers a cache; then `position_ids` count, or else the row.
-    """
-    if _is_padding_mask(attention_mask) and not cached:
-        valid = torch.ones_like(input_ids, dtype=torch.long) if attention_mask is None else attention_mask
-        return token_positions(valid, None if document_ids is None else document_ids.expand_as(input_ids))
-    if position_ids is None:
-        position_ids = torch.arange(input_ids.size(1), device=input_ids.device)
-    return position_ids.expand_as(input_ids)
-
-
-def logits_positions(position_ids: torch.Tensor, shift: int) -> torch.Tensor:
-    """Where the logits that predict each token stand in the model's output.
-
-    Args:
-        position_ids (`torch.LongTensor` of shape (B, L)):
-            Positions of the tokens in their documents.
-        shift (`int`):
-            The model's `logits_shift`.
-
-    Returns:
-        `torch.LongTensor` of shape (B, L): i − shift. The first token of a document has no token before it and keeps
-        its own logits (Dream's sampler).
-    """
-    own = torch.arange(position_ids.size(1), device=position_ids.device).expand_as(position_ids)
-    return own - position_ids.clamp(max=shift)
-
-
 def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
     """The diffusion language model inside the wrappers of DDP, FSDP, DeepSpeed, `torch.compile` and PEFT.
 
     Raises:
         TypeError: there is none.
     """
-    inner = extract_model_from_parallel(model)
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
     # peft takes seconds to import, and a model can only be one of its own once something has imported it.
     if "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
         inner = inner.get_base_model()
@@ -342,11 +343,8 @@ def token_logits(model: nn.Module, input_ids: torch.Tensor, positions: torch.Ten
     shift = diffusion_model(model).logits_shift
     if not shift:
         return model(input_ids=input_ids, logits_to_keep=positions, use_cache=False, **kwargs).logits
-    if kwargs.get("past_key_values") is not None:
-        raise ValueError(
-            f"{type(diffusion_model(model)).__name__} predicts a token from the place before it, which for the first "
-            "token given lies in the cache: pass the tokens from one earlier on, without past_key_values."
-        )
+    if cached_length(kwargs.get("past_key_values")):
+        raise ValueError(_SHIFTED_WITH_CACHE.format(family=type(diffusion_model(model)).__name__))
     counted = document_positions(
         input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"), kwargs.get("document_ids")
     )
