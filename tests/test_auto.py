@@ -129,6 +129,16 @@ def test_a_tokenizer_without_any_mask_token_is_reported(tokenizer, tmp_path):
         AutoModelForDiffusionLM.from_pretrained(tmp_path)
 
 
+def test_the_code_of_a_tokenizer_is_not_executed_to_find_the_mask_token(tokenizer, tmp_path):
+    without_mask_token(tokenizer, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["remote.Odd", None]}})
+    )
+    (tmp_path / "remote.py").write_text(REMOTE_CODE)
+    with pytest.raises(ValueError, match="no tokenizer was found"):
+        AutoModelForDiffusionLM.from_pretrained(tmp_path, trust_remote_code=True)
+
+
 def test_unknown_architectures_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "mystery", "architectures": ["Mystery"], "auto_map": {"AutoConfig": "remote.Any"}})

@@ -152,7 +152,7 @@ def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: 
     if None not in (model.config.mask_token_id, generation.eos_token_id, generation.pad_token_id):
         return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, **hub_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False, **hub_kwargs)
     except (OSError, ValueError) as error:
         if model.config.mask_token_id is not None:
             return  # a model without a tokenizer; generation runs to the end of the canvas

@@ -71,13 +71,13 @@ def convert_autoregressive(
     target = Path(output_dir).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output_dir={str(target)!r} exists and is not an empty folder. Choose another.")
-    source = AutoConfig.from_pretrained(model, revision=revision)
+    source = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     if source.model_type not in TARGETS[to]:
         raise ValueError(f"{model!r} has model_type={source.model_type!r}; to={to!r} takes {', '.join(TARGETS[to])}.")
     if getattr(source, "quantization_config", None) is not None:
         raise ValueError(f"{model!r} is quantized: convert the checkpoint it was made from.")
     config_class = CONFIG_MAPPING[TARGETS[to][source.model_type]]
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     known = len(tokenizer)
     _add_mask_token(tokenizer, mask_token or tokenizer.mask_token or config_class.mask_token)
     config = _diffusion_config(source, config_class, block_length)

@@ -112,7 +112,9 @@ def run_rl(
         reward_funcs=task.reward_funcs,
         args=config,
         train_dataset=task.train_dataset,
-        processing_class=AutoTokenizer.from_pretrained(path, padding_side="left", revision=model_args.model_revision),
+        processing_class=AutoTokenizer.from_pretrained(
+            path, padding_side="left", revision=model_args.model_revision, trust_remote_code=False
+        ),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
