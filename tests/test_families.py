@@ -86,7 +86,7 @@ def checkpoint(request, every_family, tmp_path):
             if "inv_freq" in name:
                 continue
             around = 1.0 if "norm" in name else 0.0
-            tensor.copy_(around + 0.3 * torch.randn_like(tensor))
+            tensor.copy_(around + 0.2 * torch.randn_like(tensor))
     model.save_pretrained(tmp_path)
     return every_family, tmp_path
 
