@@ -121,6 +121,18 @@ def test_a_mask_token_that_the_tokenizer_does_not_declare(tmp_path):
     assert AutoModelForDiffusionLM.from_pretrained(tmp_path).mask_token_id == expected
 
 
+def test_trainers_take_a_mask_token_that_is_not_declared_where_the_config_has_none(tmp_path):
+    tokenizer = character_tokenizer("01234")
+    assert tokenizer.mask_token == "<|mask|>"
+    tokenizer.mask_token = None
+    dataset = Dataset.from_dict({"prompt": ["0"], "completion": ["1"]})
+    for given, expected in ((None, tokenizer.convert_tokens_to_ids("<|mask|>")), (3, 3)):
+        model = random_model("a2d-llama", tokenizer, mask_token_id=given)
+        args = DiffusionSFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+        DiffusionSFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
+        assert model.mask_token_id == expected
+
+
 def test_a_tokenizer_without_any_mask_token_is_reported(tokenizer, tmp_path):
     without_mask_token(tokenizer, tmp_path, family="sdar")  # writes it otherwise
     tokenizer.mask_token = None

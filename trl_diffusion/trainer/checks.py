@@ -148,8 +148,9 @@ def settle_mask_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> D
         ValueError: neither names a mask token, or they disagree.
     """
     family = diffusion_model(model)
-    known, found = family.config.mask_token_id, find_mask_token_id(family.config, tokenizer)
+    known, found = family.config.mask_token_id, tokenizer.mask_token_id
     if known is None:
+        found = find_mask_token_id(family.config, tokenizer)
         if found is None:
             raise ValueError(
                 "No mask token: config.mask_token_id and tokenizer.mask_token are both None. Set "
