@@ -10,12 +10,13 @@ each family goes through all of them, from its files.
 import pytest
 import torch
 from conftest import FAMILIES, golden_model, random_model
-from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from rl import rl_trainer
+from test_sft import config as sft_config
+from test_sft import rows
 from transformers import BitsAndBytesConfig
 
-from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTTrainer
 from trl_diffusion.models import diffusion_model
 from trl_diffusion.tasks import character_tokenizer
 
@@ -31,28 +32,10 @@ def saved(every_family, tokenizer, tmp_path):
     return str(tmp_path / "model")
 
 
-def sft(model, tokenizer, folder, **kwargs):
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.005,
-        "max_steps": 3,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    peft_config = kwargs.pop("peft_config", None)
-    dataset = Dataset.from_dict({"prompt": ["0123", "012"] * 4, "completion": ["1234", "33"] * 4})
+def sft(model, tokenizer, folder, peft_config=None, **kwargs):
+    args = sft_config(folder, **{"learning_rate": 0.005, **kwargs})
     return DiffusionSFTTrainer(
-        model,
-        DiffusionSFTConfig(**{**settings, **kwargs}),
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=peft_config,
+        model, args, train_dataset=rows(), eval_dataset=rows(), processing_class=tokenizer, peft_config=peft_config
     )
 
 
@@ -138,7 +121,9 @@ def test_quantized_with_lora_and_gradient_checkpointing(family, bits, tmp_path):
     first = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.state.global_step == 3 and diffusion_model(trainer.model).is_activation_checkpointing
-    assert trainer.evaluate()["eval_loss"] < first
+    last = trainer.evaluate()["eval_loss"]
+    print(f"{bits} {family}: loss {first:.3f} -> {last:.3f} in 3 steps")
+    assert last < first
     for key, value in trainer.model.state_dict().items():
         if torch.is_tensor(value) and "lora_" not in key:
             assert torch.equal(before[key], value), key

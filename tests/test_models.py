@@ -30,7 +30,9 @@ def logits(model, input_ids, **kwargs):
 
 def largest_difference(found, expected, mask=None):
     difference = (found - expected).abs()
-    return (difference if mask is None else difference * mask[..., None]).max().item()
+    largest = (difference if mask is None else difference * mask[..., None]).max().item()
+    print(f"largest difference: {largest:.1e}")  # pytest -rP shows it
+    return largest
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])

@@ -50,7 +50,11 @@ def check_model_type(name_or_path: "str | os.PathLike", **hub_kwargs) -> str:
     Raises:
         ValueError: it is another model.
     """
-    source, hub_kwargs = _base_model(name_or_path, hub_kwargs)
+    return _supported_model_type(*_base_model(name_or_path, hub_kwargs))
+
+
+def _supported_model_type(source: str, hub_kwargs: dict[str, Any]) -> str:
+    """The same for what is known to be a model."""
     config, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
     model_type = config.get("model_type")
     if model_type in (*supported_model_types(), UNIFORM_MODEL_TYPE):
@@ -126,16 +130,17 @@ class AutoModelForDiffusionLM:
         if kwargs.pop("trust_remote_code", None):
             logger.warning("trust_remote_code=True has no effect: no code of the repository is executed.")
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
+        base = _base_model(pretrained_model_name_or_path, hub_kwargs)
         config = kwargs.get("config")
-        known = isinstance(config, (PreTrainedConfig, DiffusionConfigMixin))
-        model_type = config.model_type if known else check_model_type(pretrained_model_name_or_path, **hub_kwargs)
+        known = isinstance(config, PreTrainedConfig)
+        model_type = config.model_type if known else _supported_model_type(*base)
         if model_type == UNIFORM_MODEL_TYPE:
             return AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
         if not isinstance(model, DiffusionModelMixin):
             raise ValueError(f"config is a {type(config).__name__}, which is not that of a diffusion language model.")
-        _settle_special_tokens(model, *_base_model(pretrained_model_name_or_path, hub_kwargs))
+        _settle_special_tokens(model, *base)
         return loaded
 
 
