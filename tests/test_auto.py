@@ -96,12 +96,13 @@ def without_mask_token(tokenizer, folder, family="a2d-llama", **model_kwargs):
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def test_the_mask_token_and_eos_come_from_the_tokenizer(tokenizer, tmp_path):
+def test_the_mask_token_and_eos_come_from_the_tokenizer(tokenizer, tmp_path, caplog):
     without_mask_token(tokenizer, tmp_path)
     with pytest.raises(ValueError, match="no tokenizer was found.*mask_token_id="):
         AutoModelForDiffusionLM.from_pretrained(tmp_path)
     given = AutoModelForDiffusionLM.from_pretrained(tmp_path, mask_token_id=1)
     assert given.mask_token_id == 1
+    assert "generation will run to the end of the canvas" in caplog.text
     tokenizer.save_pretrained(tmp_path)
     model = AutoModelForDiffusionLM.from_pretrained(tmp_path)
     assert model.mask_token_id == tokenizer.mask_token_id

@@ -160,7 +160,12 @@ def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: 
         tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False, **hub_kwargs)
     except (OSError, ValueError) as error:
         if model.config.mask_token_id is not None:
-            return  # a model without a tokenizer; generation runs to the end of the canvas
+            if generation.eos_token_id is None:
+                logger.warning(
+                    f"{source}: no config names an EOS token and no tokenizer was found "
+                    f"({str(error).splitlines()[0]}): generation will run to the end of the canvas."
+                )
+            return
         raise ValueError(
             f"{source}: config.mask_token_id is None and no tokenizer was found that could name the mask token "
             f"({str(error).splitlines()[0]}). Pass `mask_token_id=` to from_pretrained."
