@@ -9,49 +9,86 @@ from conftest import DATA, golden_model, random_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from trl_diffusion import DiffusionGenerationConfig
-from trl_diffusion.generation.sampler import plan_blocks
-from trl_diffusion.generation.unmasking import commit, draw, even_share, token_distribution
+from trl_diffusion.generation.distribution import draw, token_distribution
+from trl_diffusion.generation.schedule import even_share, steps_per_block
+from trl_diffusion.generation.unmasking import commit
 
 
 CASES = sorted(path.stem for path in (DATA / "samplers").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_sampler_equals_the_original_implementation(name):
+def settings_of(case: dict, length: int) -> dict:
+    """A golden run's parameters in the names of this package."""
+    params = case["params"]
+    if "remasking_strategy" in params:  # SDAR
+        dynamic = params["remasking_strategy"] == "low_confidence_dynamic"
+        rule = {"sequential": "sequential", "low_confidence_static": "low_confidence"}
+        return {
+            "block_length": params["block_length"],
+            "num_denoising_steps": length * params["denoising_steps"] // params["block_length"],
+            "unmasking": "threshold" if dynamic else rule[params["remasking_strategy"]],
+            "threshold": params["confidence_threshold"] if dynamic else None,
+            "eos_token_id": params.get("stopping_criteria_idx"),
+        }
+    if "alg" in params:  # Dream
+        return {
+            "num_denoising_steps": params["steps"],
+            "unmasking": params["alg"],
+            "alg_temp": params.get("alg_temp"),
+            "step_schedule": "linear_time",
+        }
+    threshold, factor = params.get("threshold"), params.get("factor")
+    caches = {"generate_with_prefix_cache": "prefix", "generate_with_dual_cache": "dual"}
+    return {
+        "block_length": params["block_length"],
+        "num_denoising_steps": params["steps"],
+        "unmasking": "factor" if factor else "threshold" if threshold else "low_confidence",
+        "threshold": threshold,
+        "factor": factor,
+        "guidance_scale": params["cfg_scale"] + 1 if "cfg_scale" in params else None,
+        "cache": caches.get(params.get("function"), "none"),
+    }
+
+
+def check_golden(name: str, **settings):
     case = json.loads((DATA / "samplers" / f"{name}.json").read_text())
     model = golden_model(case["model"].split("/")[1])
     prompts, final = torch.tensor(case["prompt_ids"]), torch.tensor(case["final_ids"])
     mask = None if case["attention_mask"] is None else torch.tensor(case["attention_mask"])
     width = prompts.size(1)
     length = final.size(1) - width
-    params = case["params"]
-    threshold = params.get("threshold")
-    if model.attention == "block_causal":
-        steps = length * params["denoising_steps"] // params["block_length"]
-        if "dynamic" in params["remasking_strategy"]:
-            threshold = params["confidence_threshold"]
-    else:
-        steps = params["steps"]
+    settings = {**settings_of(case, length), **settings}
     rollout = model.generate(
-        prompts,
-        attention_mask=mask,
-        max_new_tokens=length,
-        block_length=params["block_length"],
-        num_denoising_steps=steps,
-        unmasking="low_confidence" if threshold is None else "threshold",
-        threshold=threshold,
-        eos_token_id=params.get("stopping_criteria_idx"),
-        return_dict_in_generate=True,
+        prompts, attention_mask=mask, max_new_tokens=length, return_dict_in_generate=True, **settings
     ).rollout
     assert torch.equal(rollout.canvas_ids, final[:, width:])
-    assert torch.equal(rollout.unmask_step.long(), torch.tensor(case["unmask_step"])[:, width:])
-    # SDAR's runs count denoising calls apart from those that fill its cache.
-    calls = case["denoise_calls"] if "denoise_calls" in case else case["model_calls"] - case["calls_without_unmask"]
+    steps = torch.tensor(case["unmask_step"])[:, width:]
+    # SDAR's runs count denoising calls apart from those that fill its cache. Dream's first step may commit nothing,
+    # and is a step all the same.
+    calls = case.get("denoise_calls", case["model_calls"])
+    if name.startswith("fastdllm"):
+        # Where a block's first pass finished it, Fast-dLLM makes one more, useless, call: its calls are numbered anew
+        # without those.
+        calls -= case["calls_without_unmask"]
+        steps = steps.unique(return_inverse=True)[1].view_as(steps) + 1
+    assert torch.equal(rollout.unmask_step.long(), steps)
     assert rollout.num_forward_passes.tolist() == [calls] * len(prompts)
+    assert rollout.approximate == (settings["cache"] in ("prefix", "dual") if "cache" in settings else False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampler_equals_the_original_implementation(name):
+    check_golden(name)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sdar")])
+def test_block_cache_equals_the_original_implementation(name):
+    check_golden(name, cache="block")
 
 
 def test_golden_cases_are_there():
-    assert len(CASES) >= 20
+    # All of the reference but the one whose order is arbitrary.
+    assert len(CASES) == 43
 
 
 # Rows, blocks, seeds
@@ -194,9 +231,8 @@ def test_threshold_commits_what_reaches_it_and_marks_what_does_not(tokenizer):
     ],
 )
 def test_steps_are_shared_out_block_by_block(length, block, steps, expected):
-    plan = plan_blocks(torch.tensor([3]), length, block, steps, anchored_at_prompt=False)
-    assert [count for count in plan.steps[0].tolist() if count] == expected
-    assert plan.max_steps >= max(expected)
+    sizes = torch.tensor([[min(block, length - start) for start in range(0, length, block)]])
+    assert steps_per_block(sizes, torch.tensor([length]), block, steps).tolist() == [expected]
 
 
 def test_even_share_gives_the_remainder_to_the_first_steps():
@@ -209,7 +245,7 @@ def test_commit_takes_the_best_candidates_only():
     candidates = torch.tensor([[False, True, True, True]])
     best, forced = commit(scores, candidates, torch.tensor([1]))
     assert best.tolist() == [[False, True, False, False]] and not forced.any()
-    both, forced = commit(scores, candidates, torch.tensor([3]), threshold=0.7)
+    both, forced = commit(scores, candidates, torch.tensor([3]), lambda ordered: ordered >= 0.7)
     assert both.tolist() == [[False, True, True, True]] and forced.tolist() == [[False, False, False, True]]
 
 
@@ -235,9 +271,9 @@ def test_draw_inverts_the_cumulative_distribution():
     probabilities = torch.tensor([0.1, 0.0, 0.4, 0.0, 0.5, 0.0])
     # A fine grid of numbers has to give each token its share of the grid, and tokens of probability 0 none.
     grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens = draw(probabilities.log().expand(10_000, -1), grid)
+    tokens = draw(probabilities.expand(10_000, -1), grid)
     assert torch.bincount(tokens, minlength=6).tolist() == [1000, 0, 4000, 0, 5000, 0]
-    edge = draw(probabilities.log().expand(2, -1), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+    edge = draw(probabilities.expand(2, -1), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert edge.tolist() == [0, 4]
 
 
@@ -247,7 +283,7 @@ def test_draw_inverts_the_cumulative_distribution():
 @pytest.mark.parametrize(
     "settings, field",
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1"),
         ({"max_new_tokens": 8, "block_length": 0}, "block_length=0"),
         ({"max_new_tokens": 8, "block_length": 9}, "block_length=9"),
         ({"max_new_tokens": 8, "num_denoising_steps": 9}, "num_denoising_steps=9"),
@@ -257,7 +293,17 @@ def test_draw_inverts_the_cumulative_distribution():
         ({"threshold": 0.9}, "threshold=0.9"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_p": 0.0}, "top_p=0.0"),
-        ({"cache": "dual"}, "cache='dual'"),
+        ({"cache": "static"}, "cache='static'"),
+        ({"cache_refresh_interval": 4}, "cache_refresh_interval=4"),
+        ({"unmasking": "factor"}, "factor=None"),
+        ({"factor": 1.0}, "factor=1.0"),
+        ({"unmasking": "entropy_bounded", "entropy_bound": 0.0}, "entropy_bound=0.0"),
+        ({"unmasking": "threshold", "threshold": 0.9, "alg_temp": 0.5}, "alg_temp=0.5"),
+        ({"alg_temp": -0.5}, "alg_temp=-0.5"),
+        ({"step_schedule": "cosine"}, "step_schedule='cosine'"),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1.0"),
+        ({"num_return_sequences": 0}, "num_return_sequences=0"),
+        ({"suppress_tokens": [-1]}, "suppress_tokens"),
         ({"num_beams": 4}, "num_beams=4"),
         ({"do_sample": True}, "do_sample=True"),
         ({"blocklength": 4}, "blocklength=4"),

@@ -4,15 +4,19 @@
 """Generation by denoising."""
 
 from .configuration import DiffusionGenerationConfig
+from .distribution import token_distribution
 from .mixin import DiffusionGenerateOutput, DiffusionGenerationMixin
 from .rollout import Rollout
-from .unmasking import token_distribution
+from .streamers import CanvasStreamer
+from .unmasking import UnmaskingState
 
 
 __all__ = [
+    "CanvasStreamer",
     "DiffusionGenerateOutput",
     "DiffusionGenerationConfig",
     "DiffusionGenerationMixin",
     "Rollout",
+    "UnmaskingState",
     "token_distribution",
 ]

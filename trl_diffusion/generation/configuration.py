@@ -3,15 +3,32 @@
 
 """Settings of a generation by denoising."""
 
-from typing import Any, Literal, get_args
+import copy
+import os
+import sys
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
+from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import logging
+
+from .unmasking import RULES
 
 
 logger = logging.get_logger(__name__)
 
-Unmasking = Literal["low_confidence", "random", "threshold"]
+CACHES = ("none", "prefix", "dual", "block")
+STEP_SCHEDULES = ("even", "linear_time")
+# Fields that one rule reads: rule → field, and the field's range.
+_RULE_FIELDS = {
+    "threshold": ("threshold", lambda value: 0 < value <= 1, "lie in (0, 1]"),
+    "factor": ("factor", lambda value: value > 0, "be positive"),
+    "entropy_bounded": ("entropy_bound", lambda value: value > 0, "be positive"),
+}
+# Rules whose choice of positions can be made stochastic.
+_RANKING_RULES = ("low_confidence", "maskgit_plus", "entropy", "topk_margin")
 
 # Fields of transformers' GenerationConfig that denoising uses. The others steer autoregressive decoding.
 _SHARED_FIELDS = {
@@ -19,6 +36,10 @@ _SHARED_FIELDS = {
     "temperature",
     "top_k",
     "top_p",
+    "guidance_scale",
+    "num_return_sequences",
+    "suppress_tokens",
+    "begin_suppress_tokens",
     "return_dict_in_generate",
     "pad_token_id",
     "bos_token_id",
@@ -31,8 +52,12 @@ _OWN_DEFAULTS = {
     "unmasking": "low_confidence",
     "threshold": None,
     "factor": None,
+    "entropy_bound": None,
+    "alg_temp": None,
     "step_schedule": "even",
     "cache": "none",
+    "cache_refresh_interval": None,
+    "torch_compile": False,
     "seed": None,
 }
 _AUTOREGRESSIVE_FIELDS = set(vars(GenerationConfig())) - _SHARED_FIELDS
@@ -43,33 +68,65 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 256):
-            Length C of the canvas, never rounded.
+            Length C of the canvas, never rounded. 0 where only positions of the input are filled (`infill_mask`).
         block_length (`int`, *optional*):
             Tokens per block; blocks are filled from left to right. Defaults to the model's own block for block-causal
             models (a value given here then replaces the attention's block too), else to the whole canvas.
         num_denoising_steps (`int`, *optional*):
             Steps over the whole canvas, shared out block by block: a full block gets `num_denoising_steps ·
-            block_length / C` (at least 1; earlier blocks take the remainder), a partial block of m positions at most
-            m. Defaults to C: one token per step.
-        unmasking (`str`, *optional*, defaults to `"low_confidence"`):
-            Which masked positions of the block a step commits. `"low_confidence"`: those whose drawn token is most
-            probable (LLaDA). `"random"`: random ones. `"threshold"`: all whose drawn token has probability ≥
-            `threshold`, and at least the step's even share (Fast-dLLM; SDAR's dynamic decoding).
-        threshold (`float`, *optional*):
-            For `unmasking="threshold"`, in (0, 1].
-        factor (`float`, *optional*):
-            Reserved for the factor rule; `None`.
+            block_length / C` (at least 1; earlier blocks take the remainder), a block with m positions to fill at
+            most m. Defaults to C: one token per step.
+        unmasking (`str` or callable, *optional*, defaults to `"low_confidence"`):
+            Which masked positions of the block a step commits. The step's share of them, picked by a score:
+
+            - `"low_confidence"`: the probability of the drawn token at temperature 1 (LLaDA; with an even schedule,
+              SDAR's static decoding);
+            - `"maskgit_plus"`, `"entropy"`, `"topk_margin"`: the drawn token's probability, the negative entropy, the
+              difference of the two largest probabilities, after temperature and filters (Dream);
+            - `"random"`: any; `"sequential"`: the leftmost (SDAR).
+
+            Or as many as the model is sure of, and at least the share:
+
+            - `"threshold"`: confidence ≥ `threshold` (Fast-dLLM; SDAR's dynamic decoding);
+            - `"factor"`: the n most confident while the n-th confidence ≥ 1 − `factor` / (n + 1) (Fast-dLLM);
+            - `"entropy_bounded"`: the n surest while their entropies without the largest add up to ≤ `entropy_bound`
+              (EB-sampler, arXiv 2505.24857, equation 6).
+
+            `"origin"`: each with the share's probability (Dream). Or a callable, such as a policy's module: takes an
+            [`UnmaskingState`] and returns the positions to commit.
+        threshold, factor, entropy_bound (`float`, *optional*):
+            For the rules that bear their names; `entropy_bound` in nats.
+        alg_temp (`float`, *optional*):
+            Makes the choice of positions stochastic: n are drawn without replacement from softmax(score / `alg_temp`)
+            (Dream). `None` or 0: the n best.
         step_schedule (`str`, *optional*, defaults to `"even"`):
-            How a block's tokens are shared out over its steps: `"even"`, earlier steps take the remainder (LLaDA).
+            How a block's tokens are shared out over its steps. `"even"`: earlier steps take the remainder (LLaDA).
+            `"linear_time"`: times run from 1 to 0.001, step i commits ⌊masks left · (1 − t_{i+1}/t_i)⌋, the last step
+            the rest (Dream).
         cache (`str`, *optional*, defaults to `"none"`):
-            Key/value cache: `"none"`.
+            Keys and values that steps reuse. `"block"`, for block-causal models: those of finished blocks; exact. For
+            full attention, both approximate (Fast-dLLM): `"prefix"`, a step recomputes the block and what lies right
+            of it; `"dual"`, the block alone. A block's first step computes everything.
+        cache_refresh_interval (`int`, *optional*):
+            With `"prefix"` and `"dual"`: every so many steps of a block everything is computed anew. `None`: at its
+            first step only.
+        torch_compile (`bool`, *optional*, defaults to `False`):
+            Compile the model's forward pass of a step, with static shapes.
         temperature (`float`, *optional*, defaults to 0.0):
             Divides the logits before a token is drawn; 0 takes the most probable token.
         top_k (`int`, *optional*), top_p (`float`, *optional*):
-            transformers' filters, applied after the temperature.
+            transformers' filters, applied after the temperature. Without effect at temperature 0.
+        guidance_scale (`float`, *optional*):
+            Classifier-free guidance: unconditional + scale · (conditional − unconditional) logits, the unconditional
+            ones computed with the given tokens masked. 1 or `None`: off. LLaDA's `cfg_scale` + 1.
+        num_return_sequences (`int`, *optional*, defaults to 1):
+            Completions of each prompt, in consecutive rows.
+        suppress_tokens, begin_suppress_tokens (`list[int]`, *optional*):
+            Tokens never drawn, and never drawn at the first generated position.
         seed (`int` or `list[int]`, *optional*):
-            One seed, or one per row. Row r draws from its own generator (seeds[r], or a hash of (seed, r)), so that
-            a row does not depend on the batch it is in. `None`: drawn from torch's global generator.
+            One seed, or one per row of the output. Row r draws from its own generator (seeds[r], or a hash of
+            (seed, r)), so that a row does not depend on the batch it is in. `None`: drawn from torch's global
+            generator.
         eos_token_id, pad_token_id (`int` or `list[int]`, *optional*):
             Generation of a row stops at the end of the block in which an EOS stands with no mask before it.
 
@@ -116,50 +173,90 @@ class DiffusionGenerationConfig(GenerationConfig):
         fields = model_config if isinstance(model_config, dict) else model_config.to_dict()
         return cls(**{name: fields.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; a live unmasking rule as its path."""
+        plain, rule = copy.copy(self), self.unmasking
+        plain.unmasking = rule if isinstance(rule, str) else rule_path(rule) or f"<unsaved {type(rule).__name__}>"
+        return super(DiffusionGenerationConfig, plain).to_dict()
+
+    def save_pretrained(self, *args, **kwargs):
+        """As [`~transformers.GenerationConfig.save_pretrained`].
+
+        Raises:
+            ValueError: `unmasking` is a callable that no path leads to.
+        """
+        if not isinstance(self.unmasking, str) and rule_path(self.unmasking) is None:
+            raise ValueError(
+                f"unmasking={self.unmasking!r} cannot be written to a file: save the module first, or define the "
+                "function at the top level of a module that can be imported."
+            )
+        return super().save_pretrained(*args, **kwargs)
+
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         """Check every field; called on construction, on every update and before saving."""
         for name in sorted(_AUTOREGRESSIVE_FIELDS):
             value = getattr(self, name, None)
             if value is not None and not name.startswith("_"):
                 raise ValueError(f"{name}={value!r} does nothing in a generation by denoising. Leave it out.")
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "be at least 1")
-        if self.block_length is not None:
-            _require(
-                isinstance(self.block_length, int) and 1 <= self.block_length <= self.max_new_tokens,
-                "block_length",
-                self.block_length,
-                f"lie in 1..max_new_tokens={self.max_new_tokens}",
-            )
-        if self.num_denoising_steps is not None:
-            _require(
-                isinstance(self.num_denoising_steps, int) and 1 <= self.num_denoising_steps <= self.max_new_tokens,
-                "num_denoising_steps",
-                self.num_denoising_steps,
-                f"lie in 1..max_new_tokens={self.max_new_tokens}: a step commits at least one token",
-            )
+        canvas = self.max_new_tokens
+        _require(_is_int(canvas, 0), "max_new_tokens", canvas, "be at least 1 (0 only with infill_mask)")
+        longest = f"lie in 1..max_new_tokens={canvas}" if canvas else "be at least 1"
+        for name in ("block_length", "num_denoising_steps"):
+            value = getattr(self, name)
+            fits = value is None or (_is_int(value, 1) and (value <= canvas or not canvas))
+            _require(fits, name, value, longest)
+        self._validate_rule()
+        _require(self.step_schedule in STEP_SCHEDULES, "step_schedule", self.step_schedule, _one_of(STEP_SCHEDULES))
+        _require(self.cache in CACHES, "cache", self.cache, _one_of(CACHES))
+        interval = self.cache_refresh_interval
         _require(
-            self.unmasking in get_args(Unmasking),
-            "unmasking",
-            self.unmasking,
-            f"be one of {', '.join(get_args(Unmasking))}",
+            interval is None or _is_int(interval, 1), "cache_refresh_interval", interval, "be at least 1, or None"
         )
-        if self.unmasking == "threshold":
+        if interval is not None:
             _require(
-                self.threshold is not None and 0 < self.threshold <= 1,
-                "threshold",
-                self.threshold,
-                "lie in (0, 1] with unmasking='threshold'",
-            )
-        else:
-            _require(self.threshold is None, "threshold", self.threshold, "be None unless unmasking='threshold'")
-        _require(self.factor is None, "factor", self.factor, "be None: no unmasking rule uses it yet")
-        _require(self.step_schedule == "even", "step_schedule", self.step_schedule, "be 'even'")
-        _require(self.cache == "none", "cache", self.cache, "be 'none'")
-        _require(self.temperature >= 0, "temperature", self.temperature, "be at least 0")
+                self.cache in ("prefix", "dual"), "cache_refresh_interval", interval, "be None without a cache to "
+                "refresh (cache='prefix' or 'dual')",
+            )  # fmt: skip
+        _require(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "be ≥ 0")
         if self.top_k is not None:
-            _require(self.top_k >= 0, "top_k", self.top_k, "be at least 0 (0 or None: off)")
+            _require(_is_int(self.top_k, 0), "top_k", self.top_k, "be at least 0 (0 or None: off)")
         if self.top_p is not None:
-            _require(0 < self.top_p <= 1, "top_p", self.top_p, "lie in (0, 1]")
+            _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "lie in (0, 1]")
+        if self.guidance_scale is not None:
+            good = _is_number(self.guidance_scale) and self.guidance_scale >= 0
+            _require(good, "guidance_scale", self.guidance_scale, "be at least 0 (1 or None: off)")
+        if self.num_return_sequences is not None:
+            _require(
+                _is_int(self.num_return_sequences, 1), "num_return_sequences", self.num_return_sequences, "be ≥ 1"
+            )
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            value = getattr(self, name)
+            good = value is None or (isinstance(value, (list, tuple)) and all(_is_int(token, 0) for token in value))
+            _require(good, name, value, "be a list of token ids")
+
+    def _validate_rule(self):
+        """The unmasking rule and the fields that belong to one rule."""
+        rule = self.unmasking
+        if isinstance(rule, str):
+            known = rule in RULES
+            hint = f"be one of {', '.join(RULES)}, or a callable"
+            # A path: what a rule that was live when it was saved is called in the file.
+            _require(known or "." in rule or "/" in rule or os.path.isdir(rule), "unmasking", rule, hint)
+        else:
+            _require(callable(rule), "unmasking", rule, f"be one of {', '.join(RULES)}, or a callable")
+        for name, (field, in_range, wanted) in _RULE_FIELDS.items():
+            value = getattr(self, field)
+            if rule == name:
+                good = _is_number(value) and in_range(value)
+                _require(good, field, value, f"{wanted} with unmasking='{name}'")
+            else:
+                _require(value is None, field, value, f"be None unless unmasking='{name}'")
+        if self.alg_temp is not None:
+            _require(_is_number(self.alg_temp) and self.alg_temp >= 0, "alg_temp", self.alg_temp, "be ≥ 0, or None")
+            ranks = rule in _RANKING_RULES or not self.alg_temp
+            _require(
+                ranks, "alg_temp", self.alg_temp, f"be None unless unmasking is one of {', '.join(_RANKING_RULES)}"
+            )
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -171,6 +268,48 @@ class DiffusionGenerationConfig(GenerationConfig):
     def filters_tokens(self) -> bool:
         """Whether top-k or top-p cuts the distribution that tokens are drawn from."""
         return bool(self.top_k) or (self.top_p is not None and self.top_p < 1)
+
+    @property
+    def guides(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.guidance_scale is not None and self.guidance_scale != 1
+
+    @property
+    def changes_distribution(self) -> bool:
+        """Whether tokens come from another distribution than the model's own at the temperature, which is the one
+        that a scorer computes."""
+        filtered = self.filters_tokens and self.temperature > 0
+        return filtered or self.guides or bool(self.suppress_tokens) or bool(self.begin_suppress_tokens)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether two rows of the same prompt can differ."""
+        rule = self.unmasking
+        chooses_at_random = rule in ("random", "origin") if isinstance(rule, str) else True
+        return self.temperature > 0 or bool(self.alg_temp) or chooses_at_random
+
+
+def rule_path(rule: Callable) -> str | None:
+    """Where a live unmasking rule can be found again: the folder or Hub id of a saved model, `module.function` of a
+    function; `None` where nothing leads to it."""
+    if isinstance(rule, nn.Module):
+        return getattr(rule, "name_or_path", None) or None
+    module, name = getattr(rule, "__module__", None), getattr(rule, "__qualname__", "")
+    if module == "__main__" or getattr(sys.modules.get(module), name, None) is not rule:
+        return None
+    return f"{module}.{name}"
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _one_of(values: tuple[str, ...]) -> str:
+    return f"be one of {', '.join(values)}"
 
 
 def _require(condition: bool, field: str, value: Any, remedy: str):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from transformers import GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
+from .checks import check_inputs, check_settings
 from .configuration import DiffusionGenerationConfig
 from .rollout import Rollout
 from .sampler import denoise
@@ -81,9 +83,12 @@ class DiffusionGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         generation_config: DiffusionGenerationConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        infill_mask: torch.Tensor | None = None,
+        hint_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> torch.LongTensor | DiffusionGenerateOutput:
-        """Generate completions by denoising a canvas of masks behind each prompt.
+        """Generate completions by denoising a canvas of masks behind each prompt, or masks inside the prompt.
 
         Args:
             input_ids (`torch.LongTensor` of shape (B, P)):
@@ -92,23 +97,70 @@ class DiffusionGenerationMixin(GenerationMixin):
                 1 on real tokens. Needed where a prompt is padded.
             generation_config ([`DiffusionGenerationConfig`], *optional*):
                 Defaults to the model's own, loaded from `generation_config.json`.
+            streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+                [`CanvasStreamer`] shows the canvas filling up. Streamers of transformers (`TextStreamer`,
+                `TextIteratorStreamer`; one row) get text as soon as nothing before it can change.
+            infill_mask (`torch.BoolTensor` of shape (B, P), *optional*):
+                Positions of the input to fill, whatever tokens stand there; the others are never changed, be they the
+                mask token. Then nothing is appended, unless `max_new_tokens` or `generation_config` is given here. For
+                a full-attention model blocks are counted from a row's first such position.
+            hint_ids (`torch.LongTensor` of shape (B, C), *optional*):
+                Tokens of the canvas that are given and never changed; −100 where the model fills.
             kwargs:
                 Fields of the config that replace its values (`max_new_tokens`, `temperature`, …).
 
         Returns:
-            `torch.LongTensor` of shape (B, P + C), or a [`DiffusionGenerateOutput`] with
+            `torch.LongTensor` of shape (B · `num_return_sequences`, P + C), or a [`DiffusionGenerateOutput`] with
             `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: an unknown keyword, a padding on the right, a config of another class, or a field out of
-                range.
+            ValueError: an unknown keyword, a padding on the right, a config of another class, a field out of range or
+                one that the model cannot serve, or tensors whose shapes do not fit.
         """
+        given_config = generation_config is not None
+        config = self._generation_settings(generation_config, kwargs)
+        if infill_mask is not None and not given_config and "max_new_tokens" not in kwargs:
+            config.max_new_tokens = 0
+        check_settings(self, config)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_inputs(self, config, input_ids, attention_mask, infill_mask, hint_ids, streamer)
+        attention_mask = attention_mask.long()
+        copies = config.num_return_sequences or 1
+        if copies > 1:
+            tensors = (input_ids, attention_mask, infill_mask, hint_ids)
+            input_ids, attention_mask, infill_mask, hint_ids = (
+                None if tensor is None else tensor.repeat_interleave(copies, dim=0) for tensor in tensors
+            )
+        was_training = self.training
+        self.eval()
+        try:
+            rollout = denoise(self, input_ids, attention_mask, config, infill_mask, hint_ids, streamer)
+        finally:
+            self.train(was_training)
+        pad = config.pad_token_id
+        if pad is None and config.eos_token_ids:
+            pad = config.eos_token_ids[0]
+        sequences = torch.cat([rollout.prompt_ids, rollout.canvas_ids], dim=1)
+        if pad is not None:
+            width = input_ids.size(1)
+            behind = rollout.completion_mask[:, rollout.completion_mask.size(1) - config.max_new_tokens :] == 0
+            sequences[:, width:] = sequences[:, width:].masked_fill(behind, pad)
+        if config.return_dict_in_generate:
+            return DiffusionGenerateOutput(sequences=sequences, rollout=rollout)
+        return sequences
+
+    def _generation_settings(
+        self, generation_config: DiffusionGenerationConfig | None, kwargs: dict
+    ) -> DiffusionGenerationConfig:
+        """The config with the call's keywords in it."""
         config = self.generation_config if generation_config is None else generation_config
         if not isinstance(config, DiffusionGenerationConfig):
             raise ValueError(
                 f"generation_config is a {type(config).__name__}; a diffusion model takes a DiffusionGenerationConfig."
             )
-        config = copy.deepcopy(config)
+        # A live unmasking rule is shared, not copied: it may be a network.
+        config = copy.copy(config)
         unknown = sorted(set(kwargs) - set(vars(config)))
         if unknown:
             raise ValueError(
@@ -122,34 +174,4 @@ class DiffusionGenerationMixin(GenerationMixin):
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(config, name) is None and name not in kwargs:
                 setattr(config, name, getattr(self.generation_config, name, None))
-
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        attention_mask = attention_mask.long()
-        if input_ids.size(1) and (attention_mask.diff(dim=1) < 0).any():
-            raise ValueError(
-                "attention_mask has 0 to the right of 1: the canvas follows the prompt, so pad prompts on the left "
-                "(tokenizer.padding_side='left')."
-            )
-        limit = self.config.max_position_embeddings
-        if input_ids.size(1) + config.max_new_tokens > limit:
-            raise ValueError(
-                f"the prompt ({input_ids.size(1)} tokens) and max_new_tokens={config.max_new_tokens} exceed the "
-                f"model's {limit} positions. Shorten one of them."
-            )
-        was_training = self.training
-        self.eval()
-        try:
-            rollout = denoise(self, input_ids, attention_mask, config)
-        finally:
-            self.train(was_training)
-        pad = config.pad_token_id
-        if pad is None and config.eos_token_ids:
-            pad = config.eos_token_ids[0]
-        completions = rollout.canvas_ids
-        if pad is not None:
-            completions = completions.masked_fill(rollout.completion_mask == 0, pad)
-        sequences = torch.cat([input_ids, completions], dim=1)
-        if config.return_dict_in_generate:
-            return DiffusionGenerateOutput(sequences=sequences, rollout=rollout)
-        return sequences
+        return config

@@ -29,8 +29,10 @@ class Rollout:
             the temperature, filtered; at temperature 0 the distribution at temperature 1. 0 where nothing was drawn.
         forced (`torch.BoolTensor` of shape (B, C)):
             Committed to fill the step's share although the rule did not ask for it (below the threshold).
+        fixed (`torch.BoolTensor` of shape (B, C)):
+            Given in advance and never changed: hints, and the text between positions filled in the input.
         completion_mask (`torch.LongTensor` of shape (B, C)):
-            1 up to and including the first EOS.
+            1 up to and including the first EOS drawn or hinted behind the input.
         num_forward_passes (`torch.LongTensor` of shape (B,)):
             Model calls in which the row took part.
         block_length (`int`):
@@ -38,7 +40,13 @@ class Rollout:
         temperature (`float`):
             Temperature of the recorded log-probabilities (1 for a greedy generation).
         filtered (`bool`):
-            Whether top-k or top-p cut the distribution: the log-probabilities then do not equal a scorer's.
+            Whether top-k, top-p, guidance or suppressed tokens changed the distribution: the log-probabilities then
+            do not equal a scorer's.
+        approximate (`bool`):
+            Whether an approximate cache computed the logits: the log-probabilities then do not equal a scorer's.
+
+    Where positions of the input were filled, the canvas begins at the first of them, in any row; C is then larger than
+    `max_new_tokens`.
     """
 
     prompt_ids: torch.Tensor
@@ -47,11 +55,13 @@ class Rollout:
     unmask_step: torch.Tensor
     logprobs: torch.Tensor
     forced: torch.Tensor
+    fixed: torch.Tensor
     completion_mask: torch.Tensor
     num_forward_passes: torch.Tensor
     block_length: int
     temperature: float = 1.0
     filtered: bool = False
+    approximate: bool = False
 
     def to(self, device: torch.device | str) -> "Rollout":
         """The same rollout on another device."""
@@ -59,8 +69,9 @@ class Rollout:
         return Rollout(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
     def completions(self) -> list[list[int]]:
-        """Token ids of each completion, cut after the first EOS. Positions never drawn are left out."""
-        drawn = self.completion_mask.bool() & (self.unmask_step > 0)
+        """Token ids of each completion, cut after the first EOS, hints included. Positions never drawn are left
+        out."""
+        drawn = self.completion_mask.bool() & ((self.unmask_step > 0) | self.fixed)
         return [ids[keep].tolist() for ids, keep in zip(self.canvas_ids.cpu(), drawn.cpu(), strict=True)]
 
 

@@ -3,204 +3,166 @@
 
 """The denoising loop."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 
+from .block import Block
+from .cache import CanvasCache
 from .configuration import DiffusionGenerationConfig
+from .layout import CanvasLayout, lay_out
+from .noise import row_seeds
 from .rollout import Rollout, completion_mask
-from .unmasking import commit, draw, even_share, token_distribution
+from .streamers import make_stream
 
 
-@dataclass
-class BlockPlan:
-    """How the canvas of each row is cut into blocks.
-
-    Args:
-        block (`torch.LongTensor` of shape (B, C)):
-            Block of each canvas position, 0 for the block of the first one.
-        slot (`torch.LongTensor` of shape (B, C)):
-            Position inside its block.
-        steps (`torch.LongTensor` of shape (B, N)):
-            Denoising steps of each block; 0 for blocks that a row does not have.
-        max_steps (`int`):
-            Most steps that any block can have, whatever the batch.
-    """
-
-    block: torch.Tensor
-    slot: torch.Tensor
-    steps: torch.Tensor
-    max_steps: int
-
-
-def plan_blocks(
-    prompt_lengths: torch.Tensor, canvas_length: int, block_length: int, num_steps: int, anchored_at_prompt: bool
-) -> BlockPlan:
-    """Cut the canvases into blocks and share out the steps.
-
-    A full block gets k = ⌊S·B/C⌋ steps (at least 1), the first blocks one more until S·B/C is used up on average; a
-    block of m positions at most m.
-
-    Args:
-        prompt_lengths (`torch.LongTensor` of shape (B,)):
-            Real tokens of each prompt.
-        canvas_length (`int`):
-            C.
-        block_length (`int`):
-            Tokens per full block.
-        num_steps (`int`):
-            S, over the whole canvas.
-        anchored_at_prompt (`bool`):
-            Block-causal models count blocks from the first real token, so that a prompt that ends inside a block
-            shares it with the first generated tokens. Otherwise blocks are counted from the first generated position.
-
-    Returns:
-        [`BlockPlan`].
-    """
-    device = prompt_lengths.device
-    offset = prompt_lengths % block_length if anchored_at_prompt else torch.zeros_like(prompt_lengths)
-    position = offset[:, None] + torch.arange(canvas_length, device=device)  # (B, C)
-    block, slot = position // block_length, position % block_length
-    # Never the number of blocks of this batch: a row's plan must not depend on its neighbours.
-    num_blocks = -(-(canvas_length + block_length - 1) // block_length)
-    sizes = torch.zeros(len(offset), num_blocks, dtype=torch.long, device=device)
-    sizes.scatter_add_(1, block, torch.ones_like(block))
-    base = max(1, num_steps * block_length // canvas_length)
-    extra = max(0, (num_steps * block_length - base * canvas_length) // block_length)
-    wanted = base + (torch.arange(num_blocks, device=device) < extra).long()
-    return BlockPlan(block, slot, torch.minimum(wanted.expand_as(sizes), sizes), min(base + (extra > 0), block_length))
-
-
-def row_generators(seed: int | list[int] | None, batch_size: int) -> list[torch.Generator]:
-    """One generator per row, on the CPU, so that every device draws the same numbers.
-
-    Raises:
-        ValueError: a list of seeds has another length than the batch.
-    """
-    if seed is None:
-        seeds = torch.randint(2**62, (batch_size,)).tolist()
-    elif isinstance(seed, int):
-        seeds = [int(np.random.SeedSequence((seed, row)).generate_state(1, np.uint64)[0]) for row in range(batch_size)]
-    elif len(seed) == batch_size:
-        seeds = [int(row_seed) for row_seed in seed]
-    else:
-        raise ValueError(f"seed has {len(seed)} entries for {batch_size} rows; give one per row, or a single int.")
-    return [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
-
-
-class _Noise:
-    """Uniform numbers of one step, drawn row by row in a shape that depends on the settings alone."""
-
-    def __init__(self, generators: list[torch.Generator], plan: BlockPlan, block_length: int):
-        self.generators, self.slot, self.block_length = generators, plan.slot, block_length
-
-    def draw(self, rows: torch.Tensor) -> torch.Tensor:
-        """(R, C), fp64: for each of the R rows the numbers of a block, at each canvas position's slot."""
-        values = [
-            torch.rand(self.block_length, dtype=torch.float64, generator=self.generators[row]) for row in rows.tolist()
-        ]
-        return torch.stack(values).to(self.slot.device).gather(1, self.slot[rows])
-
-
-@torch.no_grad()
-def denoise(model, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, config: DiffusionGenerationConfig) -> Rollout:
-    """Fill a canvas of masks, block by block and step by step.
-
-    Each step runs the model on the rows that still have masks in the current block, draws a token for every masked
-    position of the block, and commits those that the rule chooses. The head runs on the masked positions of the block
-    alone. Blocks to the right of the current one are left out of the forward pass where attention cannot see them.
-    A row ends after the block in which an EOS stands with no mask before it.
+class Generation:
+    """The state of a generation: the rows of a layout, and what has been written into them.
 
     Args:
         model:
-            A diffusion language model ([`~trl_diffusion.models.DiffusionModelMixin`]), in eval mode.
+            A diffusion language model ([`DiffusionModelMixin`]).
+        config ([`DiffusionGenerationConfig`]):
+            Settings.
+        layout ([`CanvasLayout`]):
+            The rows.
+    """
+
+    def __init__(self, model, config: DiffusionGenerationConfig, layout: CanvasLayout):
+        self.model, self.config, self.layout = model, config, layout
+        batch_size, self.num_columns = layout.ids.shape
+        device = layout.ids.device
+        self.block_causal = model.attention == "block_causal"
+        self.seeds = row_seeds(config.seed, batch_size)
+        # What rows hold; blocks write into these. (B, L), and (B,)
+        self.ids = layout.ids.clone()
+        self.unmask_step = torch.zeros_like(self.ids, dtype=torch.int16)
+        self.logprobs = torch.zeros_like(self.ids, dtype=torch.float32)
+        self.forced = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.steps_done = torch.zeros(batch_size, dtype=torch.long, device=device)
+        # Rows whose keys are in the caches, on the CPU.
+        self.rows = torch.arange(batch_size)
+        num_caches = 0 if config.cache == "none" else 2 if config.guides else 1
+        num_layers = model.config.num_hidden_layers
+        self.caches = [CanvasCache(num_layers, self.num_columns) for _ in range(num_caches)]
+        # Columns whose keys are final, which the exact cache need not compute again.
+        self.committed = 0
+        eos, suppressed = config.eos_token_ids, [model.mask_token_id, *(config.suppress_tokens or [])]
+        self.eos = torch.tensor(eos, device=device) if eos else None
+        self.suppressed = torch.tensor(suppressed, device=device)
+        self.begin_suppressed = None
+        if config.begin_suppress_tokens:
+            self.begin_suppressed = torch.tensor(list(config.begin_suppress_tokens), device=device)
+        place = torch.arange(self.num_columns, device=device)
+        self.begins = torch.where(layout.fill, place, self.num_columns).amin(dim=1)  # (B,)
+        self.first_cpu, self.end_cpu = layout.first.cpu(), layout.end.cpu()
+
+    def run(self, on_step=None):
+        """Fill all blocks.
+
+        Args:
+            on_step (callable, *optional*):
+                Called with the generation after every step.
+        """
+        counts = self.layout.fill_counts
+        ended = torch.zeros(len(counts), dtype=torch.bool)
+        for block in range(counts.size(1)):
+            alive = (counts[:, block:].sum(dim=1) > 0) & ~ended
+            if not alive.any():
+                break
+            if not counts[alive, block].any():
+                continue
+            if not self.config.torch_compile:
+                self._keep(alive.nonzero().squeeze(1))
+            Block(self, block, alive[self.rows]).denoise(on_step)
+            if self.eos is not None:
+                # Blocks up to this one are full, so that an EOS in them has no mask before it.
+                end = self.layout.start + (block + 1) * self.layout.block_length
+                is_eos = torch.isin(self.ids[:, :end], self.eos) & self.layout.canvas[:, :end]
+                ended |= is_eos.any(dim=1).cpu()
+
+    def _keep(self, rows: torch.Tensor):
+        """Go on with these rows alone."""
+        if len(rows) == len(self.rows):
+            return
+        place = torch.searchsorted(self.rows, rows).to(self.ids.device)
+        for cache in self.caches:
+            cache.select(place)
+        self.rows = rows
+
+
+@torch.no_grad()
+def denoise(
+    model,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    config: DiffusionGenerationConfig,
+    infill_mask: torch.Tensor | None = None,
+    hint_ids: torch.Tensor | None = None,
+    streamer=None,
+) -> Rollout:
+    """Fill a canvas of masks, and masks inside the input, block by block and step by step.
+
+    Each step runs the model on the rows that still have masks in the current block, reads logits at those masks alone,
+    draws a token for each, and commits those that the unmasking rule picks. A row ends with the first block in which
+    an EOS of the canvas stands.
+
+    Args:
+        model:
+            A diffusion language model ([`DiffusionModelMixin`]).
         prompt_ids (`torch.LongTensor` of shape (B, P)):
-            Prompts, padded on the left.
+            Inputs, padded on the left.
         prompt_mask (`torch.LongTensor` of shape (B, P)):
             1 on real tokens.
         config ([`DiffusionGenerationConfig`]):
             Settings.
+        infill_mask (`torch.BoolTensor` of shape (B, P), *optional*):
+            Positions of the input to fill.
+        hint_ids (`torch.LongTensor` of shape (B, C), *optional*):
+            Tokens of the canvas that are given, −100 elsewhere.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+            A [`CanvasStreamer`], or one of transformers'.
 
     Returns:
         [`Rollout`].
     """
-    device = prompt_ids.device
     batch_size, prompt_width = prompt_ids.shape
-    length, mask_id = config.max_new_tokens, model.mask_token_id
+    length = config.max_new_tokens
     block_causal = model.attention == "block_causal"
-    block_length = config.block_length or (model.block_length if block_causal else length)
-    plan = plan_blocks(
-        prompt_mask.sum(dim=1), length, block_length, config.num_denoising_steps or length, block_causal
-    )
-    forward_kwargs = {"block_length": block_length} if block_causal else {}
-    eos_ids = config.eos_token_ids
-    greedy = config.temperature == 0
-    noise = _Noise(row_generators(config.seed, batch_size), plan, block_length)
+    block_length = config.block_length or (model.block_length if block_causal else None)
+    canvas = prompt_ids.new_full((batch_size, length), -100) if hint_ids is None else hint_ids
+    in_prompt = torch.zeros_like(prompt_ids, dtype=torch.bool) if infill_mask is None else infill_mask
+    ids = torch.cat([prompt_ids, canvas], dim=1)
+    valid = torch.cat([prompt_mask.bool(), torch.ones_like(canvas, dtype=torch.bool)], dim=1)
+    fill = torch.cat([in_prompt, canvas == -100], dim=1)
+    layout = lay_out(ids, valid, fill, length, block_length, block_causal, model.mask_token_id)
+    generation = Generation(model, config, layout)
+    if streamer is None:
+        generation.run()
+    else:
+        stream = make_stream(streamer, prompt_width)
+        stream(generation)
+        try:
+            generation.run(on_step=stream)
+        finally:
+            streamer.end()
 
-    canvas = torch.full((batch_size, length), mask_id, dtype=torch.long, device=device)
-    unmask_step = torch.zeros(batch_size, length, dtype=torch.int16, device=device)
-    logprobs = torch.zeros(batch_size, length, dtype=torch.float32, device=device)
-    forced = torch.zeros(batch_size, length, dtype=torch.bool, device=device)
-    steps_done = torch.zeros(batch_size, dtype=torch.long, device=device)
-    ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
-
-    for block in range(plan.steps.size(1)):
-        in_block = (plan.block == block) & ~ended[:, None]  # (B, C)
-        block_rows = in_block.any(dim=1).nonzero().squeeze(1)
-        if not len(block_rows):
-            continue
-        masked_at_start = in_block.sum(dim=1)
-        # A block-causal forward does not need what lies right of the block.
-        end = int(in_block.any(dim=0).nonzero().max()) + 1 if block_causal else length
-        for step in range(plan.max_steps):
-            open_positions = in_block & (unmask_step == 0)
-            rows = open_positions.any(dim=1).nonzero().squeeze(1)
-            if not len(rows):
-                break
-            candidates = open_positions[rows]  # (R, C)
-            ids = torch.cat([prompt_ids[rows], canvas[rows, :end]], dim=1)
-            attention_mask = torch.cat([prompt_mask[rows], torch.ones_like(canvas[rows, :end])], dim=1).bool()
-            positions = torch.cat([torch.zeros_like(ids[:, :prompt_width], dtype=torch.bool), candidates[:, :end]], 1)
-            logits = model.token_logits(ids, positions, attention_mask=attention_mask, **forward_kwargs)  # (n, V)
-            steps_done[rows] += 1
-
-            # LLaDA orders by the chosen token's probability at temperature 1, whatever it was drawn with.
-            at_one = token_distribution(logits, mask_id)
-            if greedy:
-                tokens, drawn_from = at_one.argmax(dim=-1), at_one
-            else:
-                drawn_from = at_one
-                if config.temperature != 1 or config.filters_tokens:
-                    drawn_from = token_distribution(logits, mask_id, config.temperature, config.top_k, config.top_p)
-                tokens = draw(drawn_from, noise.draw(rows)[candidates])
-            confidence = torch.zeros(candidates.shape, dtype=torch.float32, device=device)
-            confidence[candidates] = at_one.gather(1, tokens[:, None]).squeeze(1).exp().float()
-            scores = noise.draw(rows) if config.unmasking == "random" else confidence
-            share = even_share(masked_at_start[rows], step, plan.steps[rows, block])
-            committed, below = commit(scores, candidates, share, config.threshold)
-
-            chosen = committed[candidates]  # (n,)
-            row, column = committed.nonzero(as_tuple=True)
-            where = (rows[row], column)
-            canvas[where] = tokens[chosen]
-            logprobs[where] = drawn_from.gather(1, tokens[:, None]).squeeze(1)[chosen].float()
-            unmask_step[where] = steps_done[rows[row]].to(torch.int16)
-            forced[where] = below[row, column]
-        if eos_ids:
-            # Blocks before this one are full, so an EOS drawn up to here has no mask before it.
-            ended |= torch.isin(canvas, torch.tensor(eos_ids, device=device)).any(dim=1)
-
+    # With positions filled in the input, the canvas reaches back to the first of them.
+    begin = prompt_width
+    if infill_mask is not None and infill_mask.any():
+        begin = int(infill_mask.any(dim=0).nonzero()[0])
+    tokens = layout.tokens(generation.ids)
+    finished = completion_mask(tokens[:, prompt_width:], config.eos_token_ids)
     return Rollout(
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        canvas_ids=canvas,
-        unmask_step=unmask_step,
-        logprobs=logprobs,
-        forced=forced,
-        completion_mask=completion_mask(canvas, eos_ids),
-        num_forward_passes=steps_done,
-        block_length=block_length,
+        prompt_ids=prompt_ids[:, :begin],
+        prompt_mask=prompt_mask[:, :begin],
+        canvas_ids=tokens[:, begin:],
+        unmask_step=layout.gather_back(generation.unmask_step)[:, begin:],
+        logprobs=layout.gather_back(generation.logprobs)[:, begin:],
+        forced=layout.gather_back(generation.forced)[:, begin:],
+        fixed=(valid & ~fill)[:, begin:],
+        completion_mask=torch.cat([prompt_mask[:, begin:], finished], dim=1),
+        num_forward_passes=generation.steps_done,
+        block_length=layout.block_length,
         temperature=config.temperature or 1.0,
-        filtered=config.filters_tokens and not greedy,
+        filtered=config.changes_distribution,
+        approximate=config.cache in ("prefix", "dual") and config.cache_refresh_interval != 1,
     )

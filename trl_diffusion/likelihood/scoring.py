@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..generation.unmasking import token_distribution
+from ..generation import token_distribution
 from ..models import diffusion_model, layout_mask, token_logits, token_positions
 from .views import MaskedView
 

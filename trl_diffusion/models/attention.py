@@ -50,12 +50,6 @@ def layout_mask(
     Raises:
         ValueError: the attention implementation takes no arbitrary mask (flash attention).
     """
-    implementation = config._attn_implementation
-    if implementation not in ("sdpa", "eager", "flex_attention"):
-        raise ValueError(
-            f"attn_implementation={implementation!r} takes no mask of blocks or documents. Load the model with "
-            "attn_implementation='sdpa', 'eager' or 'flex_attention'."
-        )
     # Integer arithmetic on lookup tensors throughout: boolean `==` and `~` inside an index function crash Inductor on
     # CPU, and the same function serves the dense masks and flex attention's.
     block = block_ids.to(torch.int32)
@@ -73,18 +67,53 @@ def layout_mask(
         itself = (q_idx == kv_idx).to(torch.int32)
         return (clean_key + noisy_key) * together * both_real + itself > 0
 
-    batch_size, length = block.shape
+    return _backend_mask(config, visible, (*block.shape, block.size(1)), dtype, block.device)
+
+
+def dense_mask(config: PreTrainedConfig, visible: torch.Tensor, dtype: torch.dtype = torch.float32):
+    """A mask that is written out, for the attention implementation in `config`.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            The model's config.
+        visible (`torch.BoolTensor` of shape (B, q, kv)):
+            Which keys each query sees; at least one.
+        dtype (`torch.dtype`):
+            Dtype of the hidden states, used by additive masks.
+
+    Returns:
+        As [`layout_mask`], for q queries and kv keys.
+
+    Raises:
+        ValueError: as [`layout_mask`].
+    """
+    lookup = visible.to(torch.int32)
+
+    def sees(batch_idx, head_idx, q_idx, kv_idx):
+        return lookup[batch_idx, q_idx, kv_idx] > 0
+
+    return _backend_mask(config, sees, visible.shape, dtype, visible.device)
+
+
+def _backend_mask(config, mask_function, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device):
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(
+            f"attn_implementation={implementation!r} takes no mask of blocks or documents. Load the model with "
+            "attn_implementation='sdpa', 'eager' or 'flex_attention'."
+        )
+    batch_size, q_length, kv_length = shape
     return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
         batch_size=batch_size,
-        q_length=length,
-        kv_length=length,
+        q_length=q_length,
+        kv_length=kv_length,
         q_offset=0,
         kv_offset=0,
-        mask_function=visible,
+        mask_function=mask_function,
         attention_mask=None,
         allow_is_causal_skip=False,
         dtype=dtype,
         config=config,
         use_vmap=False,
-        device=block.device,
+        device=device,
     )

@@ -28,6 +28,7 @@ from .positions import (
     logits_positions,
     token_positions,
 )
+from .window import WindowForwardMixin
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,7 @@ _SHIFTED_WITH_CACHE = (
 )
 
 
-class DiffusionModelMixin(RemoteCodeAdapterMixin, DiffusionGenerationMixin):
+class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionGenerationMixin):
     """Interface of a diffusion language model; a family inherits it before the transformers model it is made of.
 
     Nothing above `models/` asks which family a model is of. It asks for `mask_token_id`, `attention`, `block_length`

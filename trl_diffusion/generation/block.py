@@ -1,0 +1,254 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Denoising one block."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .distribution import TokenDraw, draw_tokens
+from .noise import POSITIONS, TOKENS, row_noise
+from .schedule import share_table, steps_per_block
+from .unmasking import RULES, UnmaskingState, custom_rule, is_scheduled, needs_noise
+
+
+if TYPE_CHECKING:
+    from .sampler import Generation
+
+# Steps whose random numbers are made at once.
+_NOISE_STEPS = 4
+# Steps between two looks at which rows are done, where that means waiting for a device.
+_STEPS_PER_LOOK = 4
+
+
+class Block:
+    """The rows of a generation while one block of them is filled: R rows, K columns.
+
+    How many masks a step leaves is known on the CPU where the rule keeps to the schedule; a rule that may commit more
+    is looked at every few steps (on the CPU at every step). Until then `left` is an upper bound. So a step waits for
+    the device at no point, and its shapes follow from `left`.
+
+    Args:
+        generation ([`Generation`]):
+            What the block belongs to.
+        index (`int`):
+            Which block.
+        alive (`torch.BoolTensor` of shape (R,), on the CPU):
+            Rows that still generate; the others stay as they are.
+    """
+
+    def __init__(self, generation: "Generation", index: int, alive: torch.Tensor):
+        self.generation, self.index = generation, index
+        self.config, layout = generation.config, generation.layout
+        self.start = layout.start + index * layout.block_length
+        self.end = min(self.start + layout.block_length, generation.num_columns)
+        self.device = generation.ids.device
+        self.rows = generation.rows
+        row_index = self.rows.to(self.device)
+        self.ids = generation.ids[row_index]  # (R, L)
+        self.open = layout.fill[row_index, self.start : self.end] & alive.to(self.device)[:, None]  # (R, K)
+        self.steps_done = generation.steps_done[row_index]
+        self.unmask_step = generation.unmask_step[row_index, self.start : self.end]
+        self.logprobs = generation.logprobs[row_index, self.start : self.end]
+        self.forced = generation.forced[row_index, self.start : self.end]
+        counts = layout.fill_counts[self.rows]
+        steps = steps_per_block(
+            counts, layout.lengths[self.rows], layout.block_length, self.config.num_denoising_steps
+        )[:, index]
+        self.left = torch.where(alive, counts[:, index], 0)  # (R,), on the CPU: at most so many masks
+        self.shares, self.fractions = share_table(self.left, steps, self.config.step_schedule)
+        self.scheduled = is_scheduled(self.config)
+        self.noise: dict[int, torch.Tensor] = {}
+        self.visible: dict[tuple[int, int], torch.Tensor | None] = {}
+
+    def denoise(self, on_step=None):
+        """Fill the block, and write it into the generation."""
+        step = 0
+        patience = 1 if self.device.type == "cpu" else _STEPS_PER_LOOK
+        while True:
+            if not self.scheduled and step % patience == 0:
+                self.left = torch.minimum(self.left, self.open.sum(dim=1).cpu())
+            if not self.left.any():
+                break
+            # A cache holds its rows to the end of the block, and a compiled step its shapes.
+            if not self.generation.caches and not self.config.torch_compile and not self.left.all():
+                self.store()
+                self._select(self.left.nonzero().squeeze(1))
+            self._step(step)
+            self.left = (self.left - self._least_committed(step)).clamp(min=0)
+            step += 1
+            if on_step is not None:
+                self.store()
+                on_step(self.generation)
+        self.store()
+
+    def store(self):
+        """Write the rows back."""
+        generation, rows = self.generation, self.rows.to(self.device)
+        generation.ids[rows] = self.ids
+        generation.steps_done[rows] = self.steps_done
+        for name in ("unmask_step", "logprobs", "forced"):
+            getattr(generation, name)[rows, self.start : self.end] = getattr(self, name)
+
+    def _select(self, places: torch.Tensor):
+        """Go on with some rows: (R',), on the CPU."""
+        on_device = places.to(self.device)
+        for name in ("ids", "open", "steps_done", "unmask_step", "logprobs", "forced"):
+            setattr(self, name, getattr(self, name)[on_device])
+        self.rows, self.left = self.rows[places], self.left[places]
+        self.shares, self.fractions = self.shares[:, places], self.fractions[:, places]
+        self.noise = {stream: values[:, on_device] for stream, values in self.noise.items()}
+        self.visible = {}
+
+    def _least_committed(self, step: int) -> torch.Tensor:
+        """Positions that a step commits of each row at the least, (R,)."""
+        if not isinstance(self.config.unmasking, str):
+            return torch.ones_like(self.left)
+        if self.config.unmasking == "origin":  # certain of all, or of none
+            return torch.where(self.fractions[step] >= 1, self.left, 0)
+        return self.shares[step]
+
+    # A step
+
+    def _step(self, step: int):
+        config = self.config
+        # Candidates of each row side by side, in `width` places; rows with fewer have idle places.
+        width = self.open.size(1) if config.torch_compile else int(self.left.max())
+        order = self.open.cumsum(dim=1) - 1  # (R, K)
+        columns = torch.arange(self.open.size(1), device=self.device).expand_as(order)
+        places = torch.zeros(len(order), width + 1, dtype=torch.long, device=self.device)
+        places.scatter_(1, torch.where(self.open, order, width), columns)
+        places = places[:, :width]  # (R, m): column of the block in each place; 0 where it is idle
+
+        logits = self._logits(places, step)  # (R, m, V)
+        uniform = None
+        if config.temperature > 0:
+            uniform = self._noise(TOKENS, step).gather(1, places).flatten()
+        drawn = draw_tokens(logits.flatten(0, 1), uniform, config.temperature, config.top_k, config.top_p)
+        del logits
+        self.steps_done += self.open.any(dim=1)
+        state = self._state(step, drawn, order.clamp(0, width - 1))
+        rule = RULES[config.unmasking] if isinstance(config.unmasking, str) else custom_rule
+        committed, forced = rule(state, config)
+
+        window = self.ids[:, self.start : self.end]
+        window.copy_(torch.where(committed, state.tokens, window))
+        self.logprobs = torch.where(committed, state.logprobs.float(), self.logprobs)
+        self.unmask_step = torch.where(committed, self.steps_done[:, None], self.unmask_step).to(torch.int16)
+        self.forced |= forced
+        self.open &= ~committed
+
+    def _state(self, step: int, drawn: TokenDraw, slots: torch.Tensor) -> UnmaskingState:
+        row = min(step, len(self.shares) - 1)
+        return UnmaskingState(
+            candidates=self.open,
+            slots=slots,
+            draw=drawn,
+            share=self.shares[row].to(self.device),
+            fraction=self.fractions[row].to(self.device),
+            noise=self._noise(POSITIONS, step) if needs_noise(self.config) else None,
+            input_ids=self.ids,
+            block=slice(self.start, self.end),
+            step=self.steps_done,
+        )
+
+    def _noise(self, stream: int, step: int) -> torch.Tensor:
+        """(R, K), fp64."""
+        if step % _NOISE_STEPS == 0:
+            seeds = [self.generation.seeds[row] for row in self.rows.tolist()]
+            steps = range(step, step + _NOISE_STEPS)
+            values = row_noise(seeds, self.index, steps, self.open.size(1), stream)
+            self.noise[stream] = values.to(self.device)
+        return self.noise[stream][step % _NOISE_STEPS]
+
+    # The forward pass
+
+    def _logits(self, places: torch.Tensor, step: int) -> torch.Tensor:
+        """Logits that the tokens at these places of the block are drawn from, before temperature and filters:
+        (R, m, V), fp32."""
+        generation, config = self.generation, self.config
+        first, last, in_sight, whole = self._window(step)
+        columns = places + self.start - first
+        logits = _in_fp32(self._forward(self.ids, columns, first, last, in_sight, whole, 0))
+        if config.guides:
+            rows = self.rows.to(self.device)
+            given = ~generation.layout.fill[rows] & ~generation.layout.canvas[rows]
+            hidden = self.ids.masked_fill(given, generation.model.mask_token_id)
+            unconditional = _in_fp32(self._forward(hidden, columns, first, last, in_sight, whole, 1))
+            logits = unconditional.lerp_(logits, config.guidance_scale)
+        if step == 0:
+            generation.committed = self.start
+        logits.index_fill_(2, generation.suppressed, float("-inf"))
+        if generation.begin_suppressed is not None:
+            at_begin = places + self.start == generation.begins[self.rows.to(self.device)][:, None]  # (R, m)
+            values = logits.index_select(2, generation.begin_suppressed)
+            values.masked_fill_(at_begin[..., None], float("-inf"))
+            logits.index_copy_(2, generation.begin_suppressed, values)
+        return logits
+
+    def _window(self, step: int) -> tuple[int, int, int, bool]:
+        """Columns that a step computes, [first, last), how many columns it sees, and whether it is one that computes
+        more than its block needs, so that others can reuse it."""
+        generation, config = self.generation, self.config
+        total = generation.num_columns
+        # Shifted logits: a token is predicted one column to its left.
+        first = max(self.start - generation.model.logits_shift, 0)
+        interval = config.cache_refresh_interval
+        refresh = step == 0 or (interval is not None and step % interval == 0)
+        if config.cache == "none":
+            last = self.end if generation.block_causal else total
+            return 0, last, last, False
+        if config.cache == "block":
+            # The commit of finished blocks rides on the next block's first step.
+            first = min(first, generation.committed) if step == 0 else first
+            return first, self.end, total if config.torch_compile else self.end, step == 0
+        if refresh:
+            return 0, total, total, True
+        return first, total if config.cache == "prefix" else self.end, total, False
+
+    def _forward(self, ids, columns, first: int, last: int, in_sight: int, whole: bool, cache_index: int):
+        generation = self.generation
+        cache = generation.caches[cache_index] if generation.caches else None
+        if cache is not None:
+            cache.look_at(torch.arange(first, last, device=self.device), in_sight)
+        if (first, last) not in self.visible:
+            self.visible[first, last] = self._visible(first, last, in_sight)
+        visible = self.visible[first, last]
+        position_ids = None
+        # Without padding, blocks or a cache the model counts for itself.
+        if cache is not None or visible is not None:
+            column = torch.arange(first, last, device=self.device)
+            begins = generation.layout.first[self.rows.to(self.device)]
+            position_ids = (column - begins[:, None]).clamp(min=0)
+        return generation.model.window_logits(
+            ids[:, first:last],
+            columns,
+            position_ids,
+            visible,
+            cache,
+            compiled=self.config.torch_compile and not whole,
+        )
+
+    def _visible(self, first: int, last: int, in_sight: int) -> torch.Tensor | None:
+        """Which of the columns in sight the window's tokens see: (R, q, kv), or (R, kv) where all see the same;
+        `None` where all see everything."""
+        generation, layout = self.generation, self.generation.layout
+        padded = int(generation.first_cpu[self.rows].max()) > 0 or int(generation.end_cpu[self.rows].min()) < in_sight
+        blocks = generation.block_causal and not (generation.caches and first >= self.start and in_sight == self.end)
+        if not padded and not blocks:
+            return None
+        rows = self.rows.to(self.device)
+        key = torch.arange(in_sight, device=self.device)
+        real = (key >= layout.first[rows][:, None]) & (key < layout.end[rows][:, None])  # (R, kv)
+        if not blocks:
+            return real
+        query = torch.arange(first, last, device=self.device)
+        length = layout.block_length
+        seen = key // length <= query[:, None] // length  # (q, kv); blocks begin at multiples of their length
+        # Padding sees itself, so that no row of the softmax is empty.
+        return (real[:, None] & seen) | (key == query[:, None])
+
+
+def _in_fp32(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

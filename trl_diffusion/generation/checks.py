@@ -1,0 +1,117 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `generate` refuses, before any work is done."""
+
+import torch
+
+from .configuration import DiffusionGenerationConfig
+from .streamers import CanvasStreamer
+from .unmasking import RULES
+
+
+def check_settings(model, config: DiffusionGenerationConfig):
+    """Settings that a model cannot serve, or that only make sense together.
+
+    Raises:
+        ValueError: names the field, the value and the remedy.
+    """
+    if isinstance(config.unmasking, str) and config.unmasking not in RULES:
+        raise ValueError(
+            f"unmasking={config.unmasking!r} says where a rule came from, and is not imported from there by itself: "
+            "load or import it, and pass it: `generate(unmasking=rule)`."
+        )
+    full = model.attention == "full"
+    if config.cache == "block" and full:
+        raise ValueError(
+            "cache='block' needs block-causal attention, whose finished blocks never change; this model attends to "
+            "the whole row. Use cache='prefix' or 'dual' (approximate), or 'none'."
+        )
+    if config.cache in ("prefix", "dual") and not full:
+        raise ValueError(
+            f"cache={config.cache!r} is an approximation for full attention; this model has block-causal attention. "
+            "Use cache='block', which is exact."
+        )
+    if config.torch_compile and config.cache not in (("none", "dual") if full else ("block",)):
+        needed = "cache='dual' or 'none'" if full else "cache='block'"
+        raise ValueError(
+            f"torch_compile=True needs steps of one shape, which cache={config.cache!r} does not have. Use {needed}."
+        )
+    if (config.num_return_sequences or 1) > 1 and not config.is_stochastic:
+        raise ValueError(
+            f"num_return_sequences={config.num_return_sequences} would give the same row every time at temperature=0. "
+            "Set a temperature, alg_temp, or unmasking='random'."
+        )
+    vocabulary = model.config.vocab_size
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        tokens = getattr(config, name) or []
+        if any(token >= vocabulary for token in tokens):
+            raise ValueError(f"{name} has the id {max(tokens)}; the model has {vocabulary} tokens.")
+    forbidden = {*(config.suppress_tokens or []), *(config.begin_suppress_tokens or []), model.mask_token_id}
+    if len(forbidden) >= vocabulary:
+        raise ValueError("suppress_tokens and begin_suppress_tokens leave no token to draw.")
+
+
+def check_inputs(
+    model,
+    config: DiffusionGenerationConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    infill_mask: torch.Tensor | None,
+    hint_ids: torch.Tensor | None,
+    streamer,
+):
+    """Tensors of a call of `generate`; arguments as there.
+
+    Raises:
+        ValueError: names the argument and the remedy.
+    """
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (B, P).")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; they must "
+            "be the same."
+        )
+    batch_size, width = input_ids.shape
+    length = config.max_new_tokens
+    if width and (attention_mask.long().diff(dim=1) < 0).any():
+        raise ValueError(
+            "attention_mask has 0 to the right of 1: the canvas follows the prompt, so pad prompts on the left "
+            "(tokenizer.padding_side='left')."
+        )
+    limit = model.config.max_position_embeddings
+    if width + length > limit:
+        raise ValueError(
+            f"the prompt ({width} tokens) and max_new_tokens={length} exceed the model's {limit} positions. Shorten "
+            "one of them."
+        )
+    if infill_mask is not None:
+        if infill_mask.shape != input_ids.shape or infill_mask.dtype != torch.bool:
+            raise ValueError(
+                f"infill_mask is {infill_mask.dtype} of shape {tuple(infill_mask.shape)}; it must be bool of "
+                f"input_ids' shape {tuple(input_ids.shape)}."
+            )
+        if (infill_mask & ~attention_mask.bool()).any():
+            raise ValueError("infill_mask is True on padding (attention_mask 0): there is nothing to fill there.")
+    elif length == 0:
+        raise ValueError("max_new_tokens=0 must be at least 1, unless infill_mask says what to fill in the input.")
+    if hint_ids is not None:
+        if hint_ids.shape != (batch_size, length):
+            raise ValueError(
+                f"hint_ids has shape {tuple(hint_ids.shape)}; it must be (B, max_new_tokens) = "
+                f"{(batch_size, length)}, with -100 where the model fills."
+            )
+        given = hint_ids[hint_ids != -100]
+        wrong = given[(given < 0) | (given >= model.config.vocab_size) | (given == model.mask_token_id)]
+        if len(wrong):
+            raise ValueError(
+                f"hint_ids has the id {wrong[0].item()}; hints are tokens of the vocabulary other than the mask "
+                "token, and -100 where the model fills."
+            )
+    if streamer is not None and not isinstance(streamer, CanvasStreamer):
+        if batch_size * (config.num_return_sequences or 1) > 1:
+            raise ValueError(
+                f"streamer is a {type(streamer).__name__}, which writes one row; the batch has "
+                f"{batch_size * (config.num_return_sequences or 1)}. Use CanvasStreamer, or one prompt."
+            )

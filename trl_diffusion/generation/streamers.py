@@ -1,0 +1,146 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Watching a generation: the canvas as it fills up, or text as soon as nothing before it can change."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+
+if TYPE_CHECKING:
+    from .sampler import Generation
+
+
+class CanvasStreamer(BaseStreamer):
+    """Shows the canvas in the terminal while it fills up: masks as dots, the tokens of the last step highlighted.
+
+    On a terminal the picture is drawn over itself; elsewhere (a file, a pipe) only the finished text is written.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Decodes the tokens.
+        console ([`~rich.console.Console`], *optional*):
+            Where to draw. Defaults to the standard output.
+        skip_special_tokens (`bool`, *optional*, defaults to `True`):
+            Leave out special tokens, and what follows an EOS, in the finished text.
+
+    Example:
+
+        model.generate(input_ids, max_new_tokens=64, streamer=CanvasStreamer(tokenizer))
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, console: Console | None = None, skip_special_tokens: bool = True
+    ):
+        self.tokenizer, self.console = tokenizer, console or Console()
+        self.skip_special_tokens = skip_special_tokens
+        self._live: Live | None = None
+        self._final: list[Text] = []
+
+    def put(self, value: torch.Tensor):
+        """Part of transformers' interface; a canvas is shown by [`show`]."""
+        raise NotImplementedError("CanvasStreamer shows whole canvases: call `show`.")
+
+    def show(self, canvas: torch.Tensor, steps: torch.Tensor, masked: torch.Tensor, eos_token_ids: list[int]):
+        """Draw the state after a step.
+
+        Args:
+            canvas (`torch.LongTensor` of shape (B, C)):
+                Tokens.
+            steps (`torch.LongTensor` of shape (B, C)):
+                Step each was committed at, 0 for none.
+            masked (`torch.BoolTensor` of shape (B, C)):
+                Positions not filled yet.
+            eos_token_ids (`list[int]`):
+                Ids that end a completion.
+        """
+        if self._live is None:
+            # Off a terminal rich would write every picture below the last one.
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        panels = []
+        self._final = []
+        for ids, at, hidden in zip(canvas.tolist(), steps.tolist(), masked.tolist(), strict=True):
+            newest = max(at, default=0)
+            drawing = Text()
+            for token, step, is_masked in zip(ids, at, hidden, strict=True):
+                if is_masked:
+                    drawing.append("·", style="dim")
+                else:
+                    drawing.append(self.tokenizer.decode([token]), style="bold green" if step == newest > 0 else "")
+            panels.append(Panel(drawing, title=f"step {newest}", title_align="left"))
+            self._final.append(Text(self._finished_text(ids, hidden, eos_token_ids)))
+        if self.console.is_terminal:
+            self._live.update(Group(*panels), refresh=True)
+
+    def _finished_text(self, ids: list[int], hidden: list[bool], eos_token_ids: list[int]) -> str:
+        kept = [token for token, is_masked in zip(ids, hidden, strict=True) if not is_masked]
+        if self.skip_special_tokens:
+            kept = kept[: next((place for place, token in enumerate(kept) if token in eos_token_ids), len(kept))]
+        return self.tokenizer.decode(kept, skip_special_tokens=self.skip_special_tokens)
+
+    def end(self):
+        """Take the picture away and write the finished text."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            for text in self._final:
+                self.console.print(text)
+            self._final = []
+
+
+def make_stream(streamer: BaseStreamer, prompt_width: int) -> "Callable[[Generation], None]":
+    """What to call with the generation before the first step and after every step.
+
+    A [`CanvasStreamer`] is shown every state. A streamer of transformers gets the prompt, and then tokens as soon as
+    no mask stands before them, up to the first EOS: what it has been given does not change any more.
+    """
+    kind = _CanvasStream if isinstance(streamer, CanvasStreamer) else _TextStream
+    return kind(streamer, prompt_width)
+
+
+class _Stream:
+    def __init__(self, streamer: BaseStreamer, prompt_width: int):
+        self.streamer, self.prompt_width = streamer, prompt_width
+
+    def _state(self, generation: "Generation") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Tokens, steps and masks of input and canvas, on the CPU, and where the first position filled stands."""
+        layout = generation.layout
+        steps = layout.gather_back(generation.unmask_step).cpu()
+        masked = layout.source_fill.cpu() & (steps == 0)
+        filled = layout.source_fill.any(dim=0)
+        begin = min(int(filled.nonzero()[0]), self.prompt_width) if filled.any() else self.prompt_width
+        return layout.tokens(generation.ids).cpu(), steps, masked, begin
+
+
+class _CanvasStream(_Stream):
+    def __call__(self, generation: "Generation"):
+        tokens, steps, masked, begin = self._state(generation)
+        self.streamer.show(tokens[:, begin:], steps[:, begin:], masked[:, begin:], generation.config.eos_token_ids)
+
+
+class _TextStream(_Stream):
+    given = None  # tokens handed over so far
+
+    def __call__(self, generation: "Generation"):
+        tokens, _, masked, begin = self._state(generation)
+        if self.given is None:
+            self.streamer.put(tokens[:, :begin])
+            self.given = begin
+        settled = int(masked[0].long().cumsum(0).eq(0).sum())
+        # A row ends with the first EOS of the canvas.
+        eos_ids = generation.config.eos_token_ids
+        row = tokens[0].tolist()
+        ends = [place + 1 for place in range(self.prompt_width, settled) if row[place] in eos_ids]
+        settled = min([settled, *ends])
+        if settled > self.given:
+            self.streamer.put(tokens[:1, self.given : settled])
+            self.given = settled
