@@ -231,7 +231,8 @@ def test_the_reward_rises_and_falls_when_inverted(family, tokenizer, tmp_path):
         rewards = [log["reward"] * sign for log in trainer.state.log_history if "reward" in log]
         curves[sign] = (sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5)
     assert curves[1][1] > curves[1][0] + 0.2
-    assert curves[-1][1] < 0.6 * curves[-1][0]
+    # A few steps take the share to almost nothing, from not much.
+    assert curves[-1][1] < 0.2 * curves[1][1]
 
 
 def test_the_kl_term_uses_the_frozen_reference(family, tokenizer, tmp_path):

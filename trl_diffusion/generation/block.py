@@ -5,11 +5,12 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .distribution import TokenDraw, draw_tokens
 from .noise import POSITIONS, TOKENS, row_noise
-from .schedule import share_table, steps_per_block
+from .schedule import even_shares, fractions_left
 from .unmasking import RULES, UnmaskingState, custom_rule, is_scheduled, needs_noise
 
 
@@ -18,46 +19,52 @@ if TYPE_CHECKING:
 
 # Steps whose random numbers are made at once.
 _NOISE_STEPS = 4
-# Steps between two looks at which rows are done, where that means waiting for a device.
-_STEPS_PER_LOOK = 4
+
+
+def steps_per_look(device: torch.device) -> int:
+    """Steps between two looks at which rows are done: rare where looking means waiting for the device."""
+    return 1 if device.type == "cpu" else 4
 
 
 class Block:
     """The rows of a generation while one block of them is filled: R rows, K columns.
 
     How many masks a step leaves is known on the CPU where the rule keeps to the schedule; a rule that may commit more
-    is looked at every few steps (on the CPU at every step). Until then `left` is an upper bound. So a step waits for
-    the device at no point, and its shapes follow from `left`.
+    is looked at every few steps (on the CPU at every step). Until then `left`, (R,), is an upper bound. So a step
+    waits for the device at no point, and its shapes follow from `left`. What the CPU counts with is numpy's, what the
+    device computes with torch's.
 
     Args:
         generation ([`Generation`]):
             What the block belongs to.
         index (`int`):
             Which block.
-        alive (`torch.BoolTensor` of shape (R,), on the CPU):
+        alive (`numpy.ndarray` of shape (R,), bool):
             Rows that still generate; the others stay as they are.
     """
 
-    def __init__(self, generation: "Generation", index: int, alive: torch.Tensor):
+    def __init__(self, generation: "Generation", index: int, alive: np.ndarray):
         self.generation, self.index = generation, index
         self.config, layout = generation.config, generation.layout
         self.start = layout.start + index * layout.block_length
         self.end = min(self.start + layout.block_length, generation.num_columns)
         self.device = generation.ids.device
         self.rows = generation.rows
-        row_index = self.rows.to(self.device)
-        self.ids = generation.ids[row_index]  # (R, L)
-        self.open = layout.fill[row_index, self.start : self.end] & alive.to(self.device)[:, None]  # (R, K)
-        self.steps_done = generation.steps_done[row_index]
-        self.unmask_step = generation.unmask_step[row_index, self.start : self.end]
-        self.logprobs = generation.logprobs[row_index, self.start : self.end]
-        self.forced = generation.forced[row_index, self.start : self.end]
-        counts = layout.fill_counts[self.rows]
-        steps = steps_per_block(
-            counts, layout.lengths[self.rows], layout.block_length, self.config.num_denoising_steps
-        )[:, index]
-        self.left = torch.where(alive, counts[:, index], 0)  # (R,), on the CPU: at most so many masks
-        self.shares, self.fractions = share_table(self.left, steps, self.config.step_schedule)
+        self.row_index = torch.from_numpy(self.rows).to(self.device)
+        self.ids = generation.ids[self.row_index]  # (R, L)
+        in_block = layout.fill[self.row_index, self.start : self.end]
+        self.open = in_block & torch.from_numpy(alive).to(self.device)[:, None]  # (R, K)
+        self.steps_done = generation.steps_done[self.row_index]
+        self.unmask_step = generation.unmask_step[self.row_index, self.start : self.end]
+        self.logprobs = generation.logprobs[self.row_index, self.start : self.end]
+        self.forced = generation.forced[self.row_index, self.start : self.end]
+        self.left = np.where(alive, layout.fill_counts[self.rows, index], 0)
+        # What the steps commit, (steps, R): the CPU's, and the device's own.
+        steps = generation.steps[self.rows, index]
+        self.shares = even_shares(self.left, steps)
+        self.fractions = fractions_left(steps, self.config.step_schedule)
+        self.device_shares = torch.from_numpy(self.shares).to(self.device)
+        self.device_fractions = torch.from_numpy(self.fractions).to(self.device)
         self.scheduled = is_scheduled(self.config)
         self.noise: dict[int, torch.Tensor] = {}
         self.visible: dict[tuple[int, int], torch.Tensor | None] = {}
@@ -65,18 +72,18 @@ class Block:
     def denoise(self, on_step=None):
         """Fill the block, and write it into the generation."""
         step = 0
-        patience = 1 if self.device.type == "cpu" else _STEPS_PER_LOOK
+        patience = steps_per_look(self.device)
         while True:
             if not self.scheduled and step % patience == 0:
-                self.left = torch.minimum(self.left, self.open.sum(dim=1).cpu())
+                self.left = np.minimum(self.left, self.open.sum(dim=1).cpu().numpy())
             if not self.left.any():
                 break
             # A cache holds its rows to the end of the block, and a compiled step its shapes.
             if not self.generation.caches and not self.config.torch_compile and not self.left.all():
                 self.store()
-                self._select(self.left.nonzero().squeeze(1))
+                self._select(self.left.nonzero()[0])
             self._step(step)
-            self.left = (self.left - self._least_committed(step)).clamp(min=0)
+            self.left = np.maximum(self.left - self._least_committed(step), 0)
             step += 1
             if on_step is not None:
                 self.store()
@@ -85,28 +92,33 @@ class Block:
 
     def store(self):
         """Write the rows back."""
-        generation, rows = self.generation, self.rows.to(self.device)
+        generation, rows = self.generation, self.row_index
         generation.ids[rows] = self.ids
         generation.steps_done[rows] = self.steps_done
         for name in ("unmask_step", "logprobs", "forced"):
             getattr(generation, name)[rows, self.start : self.end] = getattr(self, name)
 
-    def _select(self, places: torch.Tensor):
-        """Go on with some rows: (R',), on the CPU."""
-        on_device = places.to(self.device)
-        for name in ("ids", "open", "steps_done", "unmask_step", "logprobs", "forced"):
+    def _select(self, places: np.ndarray):
+        """Go on with some rows: (R',)."""
+        on_device = torch.from_numpy(places).to(self.device)
+        for name in ("row_index", "ids", "open", "steps_done", "unmask_step", "logprobs", "forced"):
             setattr(self, name, getattr(self, name)[on_device])
+        for name in ("device_shares", "device_fractions"):
+            setattr(self, name, getattr(self, name)[:, on_device])
         self.rows, self.left = self.rows[places], self.left[places]
         self.shares, self.fractions = self.shares[:, places], self.fractions[:, places]
         self.noise = {stream: values[:, on_device] for stream, values in self.noise.items()}
         self.visible = {}
 
-    def _least_committed(self, step: int) -> torch.Tensor:
+    def _least_committed(self, step: int) -> np.ndarray:
         """Positions that a step commits of each row at the least, (R,)."""
         if not isinstance(self.config.unmasking, str):
-            return torch.ones_like(self.left)
-        if self.config.unmasking == "origin":  # certain of all, or of none
-            return torch.where(self.fractions[step] >= 1, self.left, 0)
+            return np.ones_like(self.left)
+        if self.config.unmasking == "origin":
+            return np.where(self.fractions[step] == 1, self.left, 0)
+        if self.config.step_schedule == "linear_time":
+            # What is left may be less than this, and its share too, but never more than what is left of this.
+            return (self.left.astype(np.float32) * self.fractions[step]).astype(np.int64)
         return self.shares[step]
 
     # A step
@@ -141,12 +153,15 @@ class Block:
 
     def _state(self, step: int, drawn: TokenDraw, slots: torch.Tensor) -> UnmaskingState:
         row = min(step, len(self.shares) - 1)
+        share, fraction = self.device_shares[row], self.device_fractions[row]
+        if self.config.step_schedule == "linear_time":
+            share = (self.open.sum(dim=1).float() * fraction).long()
         return UnmaskingState(
             candidates=self.open,
             slots=slots,
             draw=drawn,
-            share=self.shares[row].to(self.device),
-            fraction=self.fractions[row].to(self.device),
+            share=share,
+            fraction=fraction,
             noise=self._noise(POSITIONS, step) if needs_noise(self.config) else None,
             input_ids=self.ids,
             block=slice(self.start, self.end),
@@ -172,8 +187,8 @@ class Block:
         columns = places + self.start - first
         logits = _in_fp32(self._forward(self.ids, columns, first, last, in_sight, whole, 0))
         if config.guides:
-            rows = self.rows.to(self.device)
-            given = ~generation.layout.fill[rows] & ~generation.layout.canvas[rows]
+            layout = generation.layout
+            given = ~layout.fill[self.row_index] & ~layout.canvas[self.row_index]
             hidden = self.ids.masked_fill(given, generation.model.mask_token_id)
             unconditional = _in_fp32(self._forward(hidden, columns, first, last, in_sight, whole, 1))
             logits = unconditional.lerp_(logits, config.guidance_scale)
@@ -181,7 +196,7 @@ class Block:
             generation.committed = self.start
         logits.index_fill_(2, generation.suppressed, float("-inf"))
         if generation.begin_suppressed is not None:
-            at_begin = places + self.start == generation.begins[self.rows.to(self.device)][:, None]  # (R, m)
+            at_begin = places + self.start == generation.begins[self.row_index][:, None]  # (R, m)
             values = logits.index_select(2, generation.begin_suppressed)
             values.masked_fill_(at_begin[..., None], float("-inf"))
             logits.index_copy_(2, generation.begin_suppressed, values)
@@ -219,7 +234,7 @@ class Block:
         # Without padding, blocks or a cache the model counts for itself.
         if cache is not None or visible is not None:
             column = torch.arange(first, last, device=self.device)
-            begins = generation.layout.first[self.rows.to(self.device)]
+            begins = generation.layout.first[self.row_index]
             position_ids = (column - begins[:, None]).clamp(min=0)
         return generation.model.window_logits(
             ids[:, first:last],
@@ -234,13 +249,12 @@ class Block:
         """Which of the columns in sight the window's tokens see: (R, q, kv), or (R, kv) where all see the same;
         `None` where all see everything."""
         generation, layout = self.generation, self.generation.layout
-        padded = int(generation.first_cpu[self.rows].max()) > 0 or int(generation.end_cpu[self.rows].min()) < in_sight
+        padded = layout.first_cpu[self.rows].max() > 0 or layout.end_cpu[self.rows].min() < in_sight
         blocks = generation.block_causal and not (generation.caches and first >= self.start and in_sight == self.end)
         if not padded and not blocks:
             return None
-        rows = self.rows.to(self.device)
         key = torch.arange(in_sight, device=self.device)
-        real = (key >= layout.first[rows][:, None]) & (key < layout.end[rows][:, None])  # (R, kv)
+        real = (key >= layout.first[self.row_index][:, None]) & (key < layout.end[self.row_index][:, None])  # (R, kv)
         if not blocks:
             return real
         query = torch.arange(first, last, device=self.device)

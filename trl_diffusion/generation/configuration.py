@@ -174,10 +174,15 @@ class DiffusionGenerationConfig(GenerationConfig):
         return cls(**{name: fields.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values; a live unmasking rule as its path."""
+        """The fields as plain values, for [`from_dict`]; a live unmasking rule as its path."""
         plain, rule = copy.copy(self), self.unmasking
         plain.unmasking = rule if isinstance(rule, str) else rule_path(rule) or f"<unsaved {type(rule).__name__}>"
-        return super(DiffusionGenerationConfig, plain).to_dict()
+        output = super(DiffusionGenerationConfig, plain).to_dict()
+        # transformers refuses to write a temperature without it, and reads the file as its own class at times.
+        output["do_sample"] = self.is_stochastic
+        if not self.is_stochastic:
+            output["temperature"] = None
+        return output
 
     def save_pretrained(self, *args, **kwargs):
         """As [`~transformers.GenerationConfig.save_pretrained`].

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -29,10 +30,12 @@ class CanvasLayout:
             Column of each row's first real token.
         end (`torch.LongTensor` of shape (B,)):
             Column behind each row's last token.
-        fill_counts (`torch.LongTensor` of shape (B, N), on the CPU):
+        fill_counts (`numpy.ndarray` of shape (B, N), int):
             Positions to fill in each block.
-        lengths (`torch.LongTensor` of shape (B,), on the CPU):
+        lengths (`numpy.ndarray` of shape (B,), int):
             Positions of each row from the first one it fills.
+        first_cpu, end_cpu (`numpy.ndarray` of shape (B,), int):
+            `first` and `end`, for the CPU to count with.
         start (`int`), block_length (`int`):
             Where blocks stand.
         columns (`torch.LongTensor` of shape (B, P + C)):
@@ -46,8 +49,10 @@ class CanvasLayout:
     canvas: torch.Tensor
     first: torch.Tensor
     end: torch.Tensor
-    fill_counts: torch.Tensor
-    lengths: torch.Tensor
+    fill_counts: np.ndarray
+    lengths: np.ndarray
+    first_cpu: np.ndarray
+    end_cpu: np.ndarray
     start: int
     block_length: int
     columns: torch.Tensor
@@ -73,7 +78,7 @@ def lay_out(
     block_causal: bool,
     mask_token_id: int,
 ) -> CanvasLayout:
-    """Build the layout; one synchronisation with the device.
+    """Build the layout; the CPU waits for the device here, and not again until a block is done.
 
     Args:
         ids (`torch.LongTensor` of shape (B, P + C)):
@@ -122,8 +127,10 @@ def lay_out(
         canvas=inside & (place >= width - canvas_length),
         first=lead + shift,
         end=width + shift,
-        fill_counts=counts.view(batch_size, num_blocks, block_length).sum(dim=2).cpu(),
-        lengths=(width - begins).cpu(),
+        fill_counts=counts.view(batch_size, num_blocks, block_length).sum(dim=2).cpu().numpy(),
+        lengths=(width - begins).cpu().numpy(),
+        first_cpu=(lead + shift).cpu().numpy(),
+        end_cpu=(width + shift).cpu().numpy(),
         start=start,
         block_length=block_length,
         columns=column + shift[:, None],

@@ -3,6 +3,7 @@
 
 """The denoising loop."""
 
+import numpy as np
 import torch
 
 from .block import Block
@@ -11,6 +12,7 @@ from .configuration import DiffusionGenerationConfig
 from .layout import CanvasLayout, lay_out
 from .noise import row_seeds
 from .rollout import Rollout, completion_mask
+from .schedule import steps_per_block
 from .streamers import make_stream
 
 
@@ -38,8 +40,11 @@ class Generation:
         self.logprobs = torch.zeros_like(self.ids, dtype=torch.float32)
         self.forced = torch.zeros_like(self.ids, dtype=torch.bool)
         self.steps_done = torch.zeros(batch_size, dtype=torch.long, device=device)
-        # Rows whose keys are in the caches, on the CPU.
-        self.rows = torch.arange(batch_size)
+        # Rows whose keys are in the caches.
+        self.rows = np.arange(batch_size)
+        self.steps = steps_per_block(
+            layout.fill_counts, layout.lengths, layout.block_length, config.num_denoising_steps
+        )  # (B, N)
         num_caches = 0 if config.cache == "none" else 2 if config.guides else 1
         num_layers = model.config.num_hidden_layers
         self.caches = [CanvasCache(num_layers, self.num_columns) for _ in range(num_caches)]
@@ -53,7 +58,6 @@ class Generation:
             self.begin_suppressed = torch.tensor(list(config.begin_suppress_tokens), device=device)
         place = torch.arange(self.num_columns, device=device)
         self.begins = torch.where(layout.fill, place, self.num_columns).amin(dim=1)  # (B,)
-        self.first_cpu, self.end_cpu = layout.first.cpu(), layout.end.cpu()
 
     def run(self, on_step=None):
         """Fill all blocks.
@@ -63,27 +67,26 @@ class Generation:
                 Called with the generation after every step.
         """
         counts = self.layout.fill_counts
-        ended = torch.zeros(len(counts), dtype=torch.bool)
-        for block in range(counts.size(1)):
-            alive = (counts[:, block:].sum(dim=1) > 0) & ~ended
+        ended = np.zeros(len(counts), dtype=bool)
+        for block in range(counts.shape[1]):
+            alive = (counts[:, block:].sum(axis=1) > 0) & ~ended
             if not alive.any():
                 break
-            if not counts[alive, block].any():
-                continue
-            if not self.config.torch_compile:
-                self._keep(alive.nonzero().squeeze(1))
-            Block(self, block, alive[self.rows]).denoise(on_step)
+            if counts[alive, block].any():
+                if not self.config.torch_compile:
+                    self._keep(alive.nonzero()[0])
+                Block(self, block, alive[self.rows]).denoise(on_step)
             if self.eos is not None:
                 # Blocks up to this one are full, so that an EOS in them has no mask before it.
                 end = self.layout.start + (block + 1) * self.layout.block_length
                 is_eos = torch.isin(self.ids[:, :end], self.eos) & self.layout.canvas[:, :end]
-                ended |= is_eos.any(dim=1).cpu()
+                ended |= is_eos.any(dim=1).cpu().numpy()
 
-    def _keep(self, rows: torch.Tensor):
+    def _keep(self, rows: np.ndarray):
         """Go on with these rows alone."""
         if len(rows) == len(self.rows):
             return
-        place = torch.searchsorted(self.rows, rows).to(self.ids.device)
+        place = torch.from_numpy(np.searchsorted(self.rows, rows)).to(self.ids.device)
         for cache in self.caches:
             cache.select(place)
         self.rows = rows

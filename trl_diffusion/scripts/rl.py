@@ -18,7 +18,6 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..evaluation import complete
-from ..generation import DiffusionGenerationConfig
 from ..trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
 from .tasks import RLTask, load_rl_task
 
@@ -149,13 +148,10 @@ def run_rl(
 def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> dict[str, float]:
     """Greedy decoding at the rollouts' settings, on the held-out rows."""
     args = trainer.args
-    config = DiffusionGenerationConfig(
-        max_new_tokens=args.max_completion_length,
-        block_length=args.block_length,
-        num_denoising_steps=args.num_denoising_steps,
-        unmasking=args.unmasking,
-        threshold=args.threshold,
+    config = args.diffusion_generation_config(
         temperature=0.0,
+        top_k=None,
+        top_p=None,
         seed=args.seed,
         eos_token_id=trainer.eos_token_ids,
         pad_token_id=trainer.processing_class.pad_token_id,

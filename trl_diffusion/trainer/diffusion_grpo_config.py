@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from ..generation import DiffusionGenerationConfig
+from ..generation.unmasking import RULES
 from .checks import reject
 
 
@@ -26,6 +27,21 @@ _UNSUPPORTED = {
     "off_policy_mask_threshold": (None, "leave it out."),
     "router_aux_loss_coef": (None, "the load-balancing loss of experts is not added. Leave it out."),
 }
+# Fields that bear the names of DiffusionGenerationConfig.
+_GENERATION_FIELDS = (
+    "block_length",
+    "num_denoising_steps",
+    "unmasking",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "alg_temp",
+    "step_schedule",
+    "cache",
+    "cache_refresh_interval",
+    "temperature",
+    "top_p",
+)
 _LOSS_TYPES = ("step", "grpo", "bnpo", "dr_grpo", "dapo")
 
 
@@ -43,9 +59,19 @@ class DiffusionGRPOConfig(GRPOConfig):
         num_denoising_steps (`int`, *optional*):
             Denoising steps over the whole canvas. Defaults to C, one token per step.
         unmasking (`str`, *optional*, defaults to `"low_confidence"`):
-            Which masked positions a step commits: `"low_confidence"`, `"random"` or `"threshold"`.
-        threshold (`float`, *optional*):
-            Confidence threshold of `unmasking="threshold"`, in (0, 1].
+            Which masked positions a step commits; the rules of [`DiffusionGenerationConfig`].
+        threshold, factor, entropy_bound (`float`, *optional*):
+            For the rules `"threshold"`, `"factor"` and `"entropy_bounded"`.
+        alg_temp (`float`, *optional*):
+            Makes the choice of positions stochastic.
+        step_schedule (`str`, *optional*, defaults to `"even"`):
+            How tokens are shared out over the steps: `"even"` or `"linear_time"`.
+        cache (`str`, *optional*, defaults to `"none"`):
+            Keys and values that rollouts reuse: `"block"` (exact) for block-causal models; `"prefix"` or `"dual"`
+            (approximate) for full attention, whose rollouts are then drawn from a policy a little off the one that is
+            scored.
+        cache_refresh_interval (`int`, *optional*):
+            Steps between refreshes of an approximate cache.
 
         > Parameters that control the loss
 
@@ -72,10 +98,27 @@ class DiffusionGRPOConfig(GRPOConfig):
     )
     unmasking: str = field(
         default="low_confidence",
-        metadata={"help": "Which masked positions a step commits: 'low_confidence', 'random' or 'threshold'."},
+        metadata={"help": f"Which masked positions a step commits: {', '.join(RULES)}."},
     )
     threshold: float | None = field(
         default=None, metadata={"help": "Confidence threshold of unmasking='threshold', in (0, 1]."}
+    )
+    factor: float | None = field(default=None, metadata={"help": "Factor of unmasking='factor'."})
+    entropy_bound: float | None = field(
+        default=None, metadata={"help": "Bound of unmasking='entropy_bounded', in nats."}
+    )
+    alg_temp: float | None = field(
+        default=None, metadata={"help": "Temperature of the choice of positions; None: the best ones."}
+    )
+    step_schedule: str = field(
+        default="even", metadata={"help": "How tokens are shared out over the steps: 'even' or 'linear_time'."}
+    )
+    cache: str = field(
+        default="none",
+        metadata={"help": "Keys and values that rollouts reuse: 'none', 'block' (exact), 'prefix' or 'dual'."},
+    )
+    cache_refresh_interval: int | None = field(
+        default=None, metadata={"help": "Steps between refreshes of cache='prefix' or 'dual'."}
     )
 
     def __post_init__(self):
@@ -96,15 +139,7 @@ class DiffusionGRPOConfig(GRPOConfig):
         self.diffusion_generation_config()  # checks the generation fields now, not at the first rollout
 
     def diffusion_generation_config(self, **kwargs) -> DiffusionGenerationConfig:
-        """The settings of a rollout; `kwargs` add the special tokens and the seeds."""
-        return DiffusionGenerationConfig(
-            max_new_tokens=self.max_completion_length,
-            block_length=self.block_length,
-            num_denoising_steps=self.num_denoising_steps,
-            unmasking=self.unmasking,
-            threshold=self.threshold,
-            temperature=self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p,
-            **kwargs,
-        )
+        """The settings of a rollout; `kwargs` add the special tokens and the seeds, or replace fields."""
+        settings = {name: getattr(self, name) for name in _GENERATION_FIELDS}
+        settings |= {"max_new_tokens": self.max_completion_length, "top_k": self.top_k or None}
+        return DiffusionGenerationConfig(**{**settings, **kwargs})

@@ -15,6 +15,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from ..generation import Rollout
+from ..generation.checks import check_settings
 from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
@@ -132,8 +133,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
         switch_router_loss_off(self)
         if self.ref_model is not None:
             diffusion_model(self.ref_model).config.mask_token_id = family.mask_token_id
-        if args.block_length is not None and args.block_length > args.max_completion_length:
-            raise ValueError(f"block_length={args.block_length} exceeds the canvas ({args.max_completion_length}).")
+        check_settings(family, args.diffusion_generation_config())
         self._check_prompt_lengths()
         self._rollout: Rollout | None = None
         self._num_eval_batches = 0
