@@ -67,7 +67,6 @@ class Block:
         self.device_fractions = torch.from_numpy(self.fractions).to(self.device)
         self.scheduled = is_scheduled(self.config)
         self.noise: dict[int, torch.Tensor] = {}
-        self.visible: dict[tuple[int, int], torch.Tensor | None] = {}
 
     def denoise(self, on_step=None):
         """Fill the block, and write it into the generation."""
@@ -108,7 +107,6 @@ class Block:
         self.rows, self.left = self.rows[places], self.left[places]
         self.shares, self.fractions = self.shares[:, places], self.fractions[:, places]
         self.noise = {stream: values[:, on_device] for stream, values in self.noise.items()}
-        self.visible = {}
 
     def _least_committed(self, step: int) -> np.ndarray:
         """Positions that a step commits of each row at the least, (R,)."""
@@ -225,43 +223,37 @@ class Block:
     def _forward(self, ids, columns, first: int, last: int, in_sight: int, whole: bool, cache_index: int):
         generation = self.generation
         cache = generation.caches[cache_index] if generation.caches else None
-        if cache is not None:
-            cache.look_at(torch.arange(first, last, device=self.device), in_sight)
-        if (first, last) not in self.visible:
-            self.visible[first, last] = self._visible(first, last, in_sight)
-        visible = self.visible[first, last]
+        window = torch.arange(first, last, device=self.device)
+        key_mask, block_length = self._mask(first, in_sight)
         position_ids = None
         # Without padding, blocks or a cache the model counts for itself.
-        if cache is not None or visible is not None:
-            column = torch.arange(first, last, device=self.device)
+        if cache is not None or key_mask is not None:
             begins = generation.layout.first[self.row_index]
-            position_ids = (column - begins[:, None]).clamp(min=0)
+            position_ids = (window - begins[:, None]).clamp(min=0)
+        if cache is not None:
+            cache.look_at(window, in_sight)
         return generation.model.window_logits(
             ids[:, first:last],
             columns,
             position_ids,
-            visible,
+            key_mask,
+            window,
+            block_length,
             cache,
             compiled=self.config.torch_compile and not whole,
         )
 
-    def _visible(self, first: int, last: int, in_sight: int) -> torch.Tensor | None:
-        """Which of the columns in sight the window's tokens see: (R, q, kv), or (R, kv) where all see the same;
-        `None` where all see everything."""
+    def _mask(self, first: int, in_sight: int) -> tuple[torch.Tensor | None, int | None]:
+        """The real ones of the columns in sight, (R, kv), and the length of the blocks that limit what a window from
+        column `first` sees; `None` for what limits nothing."""
         generation, layout = self.generation, self.generation.layout
         padded = layout.first_cpu[self.rows].max() > 0 or layout.end_cpu[self.rows].min() < in_sight
         blocks = generation.block_causal and not (generation.caches and first >= self.start and in_sight == self.end)
         if not padded and not blocks:
-            return None
+            return None, None
         key = torch.arange(in_sight, device=self.device)
-        real = (key >= layout.first[self.row_index][:, None]) & (key < layout.end[self.row_index][:, None])  # (R, kv)
-        if not blocks:
-            return real
-        query = torch.arange(first, last, device=self.device)
-        length = layout.block_length
-        seen = key // length <= query[:, None] // length  # (q, kv); blocks begin at multiples of their length
-        # Padding sees itself, so that no row of the softmax is empty.
-        return (real[:, None] & seen) | (key == query[:, None])
+        real = (key >= layout.first[self.row_index][:, None]) & (key < layout.end[self.row_index][:, None])
+        return real, layout.block_length if blocks else None
 
 
 def _in_fp32(logits: torch.Tensor) -> torch.Tensor:

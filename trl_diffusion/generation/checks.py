@@ -37,6 +37,11 @@ def check_settings(model, config: DiffusionGenerationConfig):
         raise ValueError(
             f"torch_compile=True needs steps of one shape, which cache={config.cache!r} does not have. Use {needed}."
         )
+    if config.cache != "none" and model.config._attn_implementation == "flex_attention" and model.device.type == "cpu":
+        raise ValueError(
+            f"cache={config.cache!r} does not work with flex attention on a CPU: torch's compiler fails on masks of a "
+            "few queries. Load the model with attn_implementation='sdpa'."
+        )
     if (config.num_return_sequences or 1) > 1 and not config.is_stochastic:
         raise ValueError(
             f"num_return_sequences={config.num_return_sequences} would give the same row every time at temperature=0. "

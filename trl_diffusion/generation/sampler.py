@@ -142,8 +142,8 @@ def denoise(
         generation.run()
     else:
         stream = make_stream(streamer, prompt_width)
-        stream(generation)
         try:
+            stream(generation)
             generation.run(on_step=stream)
         finally:
             streamer.end()

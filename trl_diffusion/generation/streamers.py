@@ -31,6 +31,8 @@ class CanvasStreamer(BaseStreamer):
             Where to draw. Defaults to the standard output.
         skip_special_tokens (`bool`, *optional*, defaults to `True`):
             Leave out special tokens, and what follows an EOS, in the finished text.
+        print_text (`bool`, *optional*, defaults to `True`):
+            Write the finished text when the generation ends.
 
     Example:
 
@@ -38,12 +40,16 @@ class CanvasStreamer(BaseStreamer):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, console: Console | None = None, skip_special_tokens: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console | None = None,
+        skip_special_tokens: bool = True,
+        print_text: bool = True,
     ):
         self.tokenizer, self.console = tokenizer, console or Console()
-        self.skip_special_tokens = skip_special_tokens
+        self.skip_special_tokens, self.print_text = skip_special_tokens, print_text
         self._live: Live | None = None
-        self._final: list[Text] = []
+        self._final: list[str] = []
 
     def put(self, value: torch.Tensor):
         """Part of transformers' interface; a canvas is shown by [`show`]."""
@@ -63,23 +69,36 @@ class CanvasStreamer(BaseStreamer):
                 Ids that end a completion.
         """
         if self._live is None:
-            # Off a terminal rich would write every picture below the last one.
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
-        panels = []
-        self._final = []
-        for ids, at, hidden in zip(canvas.tolist(), steps.tolist(), masked.tolist(), strict=True):
-            newest = max(at, default=0)
-            drawing = Text()
-            for token, step, is_masked in zip(ids, at, hidden, strict=True):
-                if is_masked:
-                    drawing.append("·", style="dim")
-                else:
-                    drawing.append(self.tokenizer.decode([token]), style="bold green" if step == newest > 0 else "")
-            panels.append(Panel(drawing, title=f"step {newest}", title_align="left"))
-            self._final.append(Text(self._finished_text(ids, hidden, eos_token_ids)))
+        self._final = [
+            self._finished_text(ids, hidden, eos_token_ids)
+            for ids, hidden in zip(canvas.tolist(), masked.tolist(), strict=True)
+        ]
+        # Off a terminal rich would write every picture below the last one.
         if self.console.is_terminal:
-            self._live.update(Group(*panels), refresh=True)
+            height = max(1, self.console.height // len(canvas) - 2)
+            rows = zip(canvas.tolist(), steps.tolist(), masked.tolist(), strict=True)
+            self._live.update(Group(*(self._panel(*row, height) for row in rows)), refresh=True)
+
+    def _panel(self, ids: list[int], steps: list[int], masked: list[bool], height: int) -> Panel:
+        """One row. Of a canvas with more lines than the terminal, those around the first mask."""
+        newest = max(steps, default=0)
+        drawing, first_mask = Text(), None
+        for token, step, is_masked in zip(ids, steps, masked, strict=True):
+            if is_masked:
+                first_mask = len(drawing) if first_mask is None else first_mask
+                drawing.append("·", style="dim")
+            else:
+                drawing.append(self.tokenizer.decode([token]), style="bold green" if step == newest > 0 else "")
+        lines = drawing.wrap(self.console, self.console.width - 4)
+        if len(lines) > height:
+            at = len(drawing) if first_mask is None else first_mask
+            ends = [sum(len(line) + 1 for line in lines[: count + 1]) for count in range(len(lines))]
+            focus = next((count for count, end in enumerate(ends) if end > at), len(lines) - 1)
+            first = min(max(0, focus - height // 2), len(lines) - height)
+            drawing = Text("\n").join(lines[first : first + height])
+        return Panel(drawing, title=f"step {newest}", title_align="left")
 
     def _finished_text(self, ids: list[int], hidden: list[bool], eos_token_ids: list[int]) -> str:
         kept = [token for token, is_masked in zip(ids, hidden, strict=True) if not is_masked]
@@ -90,10 +109,13 @@ class CanvasStreamer(BaseStreamer):
     def end(self):
         """Take the picture away and write the finished text."""
         if self._live is not None:
+            # What is drawn last would stay where it is higher than the terminal.
+            self._live.update("", refresh=self.console.is_terminal)
             self._live.stop()
             self._live = None
-            for text in self._final:
-                self.console.print(text)
+            if self.print_text:
+                for text in self._final:
+                    self.console.print(Text(text), soft_wrap=True)
             self._final = []
 
 

@@ -70,29 +70,47 @@ def layout_mask(
     return _backend_mask(config, visible, (*block.shape, block.size(1)), dtype, block.device)
 
 
-def dense_mask(config: PreTrainedConfig, visible: torch.Tensor, dtype: torch.dtype = torch.float32):
-    """A mask that is written out, for the attention implementation in `config`.
+def window_mask(
+    config: PreTrainedConfig,
+    key_mask: torch.Tensor,
+    query_columns: torch.Tensor,
+    block_length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+):
+    """Mask of a few columns that look at all columns of a cache, for the attention implementation in `config`.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
             The model's config.
-        visible (`torch.BoolTensor` of shape (B, q, kv)):
-            Which keys each query sees; at least one.
+        key_mask (`torch.BoolTensor` of shape (B, kv)):
+            True on real tokens.
+        query_columns (`torch.LongTensor` of shape (q,)):
+            Columns of the queries, among the keys'.
+        block_length (`int`, *optional*):
+            Blocks begin at its multiples, and a token sees its own and those before; `None`: a token sees every key.
         dtype (`torch.dtype`):
             Dtype of the hidden states, used by additive masks.
 
     Returns:
-        As [`layout_mask`], for q queries and kv keys.
+        As [`layout_mask`], for q queries and kv keys. A query sees itself, padding or not.
 
     Raises:
         ValueError: as [`layout_mask`].
     """
-    lookup = visible.to(torch.int32)
+    real = key_mask.to(torch.int32)
+    column = query_columns.to(torch.int32)
+    key = torch.arange(real.size(1), dtype=torch.int32, device=real.device)
+    # One block for all where there are none.
+    length = block_length or real.size(1)
+    query_block, key_block = column // length, key // length
 
-    def sees(batch_idx, head_idx, q_idx, kv_idx):
-        return lookup[batch_idx, q_idx, kv_idx] > 0
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        before = (key_block[kv_idx] <= query_block[q_idx]).to(torch.int32)
+        itself = (key[kv_idx] == column[q_idx]).to(torch.int32)
+        return real[batch_idx, kv_idx] * before + itself > 0
 
-    return _backend_mask(config, sees, visible.shape, dtype, visible.device)
+    shape = (len(real), len(column), real.size(1))
+    return _backend_mask(config, visible, shape, dtype, real.device)
 
 
 def _backend_mask(config, mask_function, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device):

@@ -6,10 +6,10 @@
 import sys
 from argparse import ArgumentParser
 
-from . import convert
+from . import chat, convert, generate
 
 
-COMMANDS = {"convert": convert}
+COMMANDS = {"generate": generate, "chat": chat, "convert": convert}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        return 130  # what a shell reports of a process that Ctrl-C ended
     except Exception as error:
         if args.debug:
             raise
