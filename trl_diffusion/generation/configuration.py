@@ -185,17 +185,17 @@ class DiffusionGenerationConfig(GenerationConfig):
         return output
 
     def save_pretrained(self, *args, **kwargs):
-        """As [`~transformers.GenerationConfig.save_pretrained`].
+        """As [`~transformers.GenerationConfig.save_pretrained`]. Raises as [`check_saveable`]."""
+        self.check_saveable()
+        return super().save_pretrained(*args, **kwargs)
 
-        Raises:
-            ValueError: `unmasking` is a callable that no path leads to.
-        """
+    def check_saveable(self):
+        """Raises a ValueError where `unmasking` is a callable that no path leads to."""
         if not isinstance(self.unmasking, str) and rule_path(self.unmasking) is None:
             raise ValueError(
                 f"unmasking={self.unmasking!r} cannot be written to a file: save the module first, or define the "
                 "function at the top level of a module that can be imported."
             )
-        return super().save_pretrained(*args, **kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         """Check every field; called on construction, on every update and before saving."""

@@ -101,11 +101,12 @@ def draw_tokens(
     Returns:
         [`TokenDraw`].
     """
-    log_norm = logits.logsumexp(dim=-1)
+    largest, best = logits.max(dim=-1)
+    weights = (logits - largest[:, None]).exp_()
+    log_norm = largest + weights.sum(dim=-1).log()
     if temperature == 0:
-        largest, tokens = logits.max(dim=-1)
         logprobs = largest - log_norm
-        return TokenDraw(tokens, logprobs, logprobs.exp(), logits, log_norm)
+        return TokenDraw(best, logprobs, logprobs.exp(), logits, log_norm)
     drawn_norm = log_norm
     filters = bool(top_k) or (top_p is not None and top_p < 1)
     if temperature != 1 or filters:
@@ -113,8 +114,11 @@ def draw_tokens(
         if filters:
             for piece in logits.split(max(1, len(logits) // 2)):
                 piece.copy_(filter_logits(piece, top_k, top_p))
-        drawn_norm = logits.logsumexp(dim=-1)
-    tokens = draw((logits - drawn_norm[:, None]).exp_(), uniform)
+        # No filter takes the most probable token away.
+        largest = largest / temperature
+        weights = torch.sub(logits, largest[:, None], out=weights).exp_()
+        drawn_norm = largest + weights.sum(dim=-1).log()
+    tokens = draw(weights, uniform)
     chosen = logits.gather(1, tokens[:, None]).squeeze(1)
     return TokenDraw(tokens, chosen - drawn_norm, (chosen * temperature - log_norm).exp(), logits, drawn_norm)
 

@@ -15,7 +15,7 @@ from transformers.core_model_loading import Split
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-from ..generation.mixin import DiffusionGenerationMixin
+from ..generation import DiffusionGenerationConfig, DiffusionGenerationMixin
 from .adapters import RemoteCodeAdapterMixin
 from .attention import layout_mask
 from .conversion import convert_state_dict
@@ -138,7 +138,7 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
 
         Raises:
             ValueError: the model is quantized and its Hub format joins weights (LLaDA 2.x): packed weights cannot be
-                joined.
+                joined; or `generation_config.unmasking` is a callable that no path leads to.
         """
         fuses = any(
             isinstance(operation, Split)
@@ -150,6 +150,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
                 f"{type(self).__name__} is quantized and cannot be saved in its Hub format, which joins the query, "
                 "key and value weights. Save the adapter alone, or load the model without quantization_config."
             )
+        if isinstance(self.generation_config, DiffusionGenerationConfig):
+            self.generation_config.check_saveable()  # before anything is written
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def forward(

@@ -1,0 +1,367 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What `generate` offers beyond a batch of prompts: infilling, hints, copies, streamers, rules of one's own, files."""
+
+import io
+import json
+import math
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_model
+from rich.console import Console
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, TextIteratorStreamer, TextStreamer
+
+from trl_diffusion import DiffusionGenerationConfig
+from trl_diffusion.generation import CanvasStreamer
+from trl_diffusion.generation.noise import row_noise
+
+
+PROMPT = torch.tensor([[3, 4, 5, 6, 7]])
+
+
+def full_rollout(model, ids=PROMPT, **kwargs):
+    settings = {"max_new_tokens": 8, "eos_token_id": None, "return_dict_in_generate": True, **kwargs}
+    return model.generate(ids, **settings)
+
+
+# Infilling and hints; against the slow loop in test_generation_properties.py
+
+
+@pytest.mark.parametrize("places", [[0, 1], [2], [4], [0, 2, 4], [0, 1, 2, 3, 4]], ids=str)
+def test_infilling_returns_the_input_with_its_gaps_filled(family, tokenizer, places):
+    model = random_model(family, tokenizer)
+    infill = torch.zeros_like(PROMPT, dtype=torch.bool)
+    infill[0, places] = True
+    output = model.generate(PROMPT, infill_mask=infill, return_dict_in_generate=True)
+    assert output.sequences.shape == PROMPT.shape
+    assert torch.equal(output.sequences[~infill], PROMPT[~infill])
+    rollout = output.rollout
+    assert rollout.prompt_ids.size(1) == places[0]
+    assert torch.equal(rollout.unmask_step > 0, infill[:, places[0] :])
+    assert torch.equal(rollout.fixed, ~infill[:, places[0] :])
+    assert rollout.completions() == output.sequences[:, places[0] :].tolist()
+    # What stands at the positions to fill does not matter.
+    other = PROMPT.masked_fill(infill, 6)
+    assert torch.equal(model.generate(other, infill_mask=infill), output.sequences)
+
+
+def test_infilling_appends_what_is_asked_for(tokenizer):
+    model = random_model("llada", tokenizer)
+    infill = torch.tensor([[False, True, False, False, False]])
+    kwargs = {"infill_mask": infill, "eos_token_id": None}
+    assert model.generate(PROMPT, **kwargs, max_new_tokens=3).shape == (1, 8)
+    config = DiffusionGenerationConfig(max_new_tokens=4)
+    assert model.generate(PROMPT, generation_config=config, **kwargs).shape == (1, 9)
+    # An EOS inside the input is text; one in the canvas ends it.
+    ids = PROMPT.clone()
+    ids[0, 3] = 1
+    sequence = model.generate(ids, infill_mask=infill, max_new_tokens=3, eos_token_id=1, suppress_tokens=[1])
+    assert (sequence[0, 5:] > 2).all()
+
+
+def test_a_mask_token_of_the_input_that_is_not_to_be_filled_stays(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids = PROMPT.clone()
+    ids[0, 1] = ids[0, 3] = tokenizer.mask_token_id
+    infill = torch.zeros_like(ids, dtype=torch.bool)
+    infill[0, 3] = True
+    filled = model.generate(ids, infill_mask=infill)
+    assert filled[0, 1] == tokenizer.mask_token_id and filled[0, 3] != tokenizer.mask_token_id
+
+
+def test_hints_stay_and_count_as_given(family, tokenizer):
+    model = random_model(family, tokenizer)
+    hints = torch.full((1, 8), -100)
+    hints[0, 2], hints[0, 7] = 4, 5
+    rollout = full_rollout(model, hint_ids=hints).rollout
+    assert rollout.canvas_ids[0, 2] == 4 and rollout.canvas_ids[0, 7] == 5
+    assert torch.equal(rollout.fixed, hints >= 0) and torch.equal(rollout.unmask_step == 0, hints >= 0)
+    assert rollout.completions()[0] == rollout.canvas_ids[0].tolist()
+    assert (rollout.logprobs[hints >= 0] == 0).all() and not rollout.forced.any()
+    everything = model.generate(PROMPT, max_new_tokens=2, hint_ids=torch.tensor([[4, 5]]), eos_token_id=None)
+    assert everything[0, 5:].tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"infill_mask": torch.ones(1, 4, dtype=torch.bool)}, "infill_mask is torch.bool of shape"),
+        ({"infill_mask": torch.ones(1, 5, dtype=torch.long)}, "infill_mask is torch.int64"),
+        ({"hint_ids": torch.full((1, 3), -100)}, r"hint_ids has shape \(1, 3\)"),
+        ({"hint_ids": torch.full((1, 8), 99)}, "hint_ids has the id 99"),
+        ({"hint_ids": torch.full((1, 8), -1)}, "hint_ids has the id -1"),
+        ({"hint_ids": torch.full((1, 8), 2)}, "hint_ids has the id 2; .* other than the mask"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"attention_mask": torch.ones(1, 4)}, r"attention_mask has shape \(1, 4\)"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 would give the same row"),
+        ({"suppress_tokens": [99]}, "suppress_tokens has the id 99"),
+        ({"suppress_tokens": [0, 1, 3, 4, 5, 6, 7]}, "leave no token"),
+        ({"unmasking": "somewhere.rule"}, "unmasking='somewhere.rule' says where a rule came from"),
+    ],
+    ids=str,
+)
+def test_wrong_calls_are_named(tokenizer, arguments, message):
+    assert tokenizer.mask_token_id == 2
+    with pytest.raises(ValueError, match=message):
+        full_rollout(random_model("llada", tokenizer), **arguments)
+
+
+def test_filling_padding_is_refused(tokenizer):
+    mask = torch.tensor([[0, 1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="infill_mask is True on padding"):
+        random_model("llada", tokenizer).generate(
+            PROMPT, attention_mask=mask, infill_mask=torch.ones_like(PROMPT, dtype=torch.bool)
+        )
+
+
+# Copies and seeds
+
+
+def test_copies_of_a_prompt_are_rows_of_their_own(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids = torch.cat([PROMPT, PROMPT.flip(1)])
+    hints = torch.full((2, 8), -100)
+    hints[1, 3] = 6
+    seeds = [5, 6, 7, 8, 9, 10]
+    kwargs = {"temperature": 1.0, "hint_ids": hints}
+    copies = full_rollout(model, ids, num_return_sequences=3, seed=seeds, **kwargs).sequences
+    assert copies.shape == (6, 13)
+    repeated = full_rollout(
+        model, ids.repeat_interleave(3, 0), seed=seeds, temperature=1.0, hint_ids=hints.repeat_interleave(3, 0)
+    ).sequences
+    assert torch.equal(copies, repeated) and len(copies.unique(dim=0)) == 6
+    with pytest.raises(ValueError, match="seed has 2 entries for 6 rows"):
+        full_rollout(model, ids, num_return_sequences=3, seed=[1, 2], **kwargs)
+
+
+def test_random_numbers_are_those_of_numpys_philox():
+    seeds, steps = [5, 2**63 + 7, -3], range(4, 8)
+    found = row_noise(seeds, block=3, steps=steps, width=6, stream=1)
+    for row, seed in enumerate(seeds):
+        for place, step in enumerate(steps):
+            bits = np.random.Philox(key=seed % 2**64, counter=[0, step, 3, 1])
+            assert found[place, row].tolist() == np.random.Generator(bits).random(6).tolist()
+
+
+def test_without_a_seed_torchs_generator_decides(family, tokenizer):
+    model = random_model(family, tokenizer)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(full_rollout(model, temperature=1.5).sequences)
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+
+
+# Rules of one's own
+
+
+def rightmost_first(state):
+    """Commits the last mask of the block."""
+    last = state.candidates.long().cumsum(1) == state.candidates.sum(1, keepdim=True)
+    return last & state.candidates
+
+
+class SmallPolicy(nn.Module):
+    """A network as a rule: commits where a linear layer of the confidence is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, state):
+        return self.layer(state.confidence[..., None]).squeeze(-1) > 0
+
+
+def test_a_callable_decides(family, tokenizer):
+    rollout = full_rollout(random_model(family, tokenizer), unmasking=rightmost_first, block_length=8).rollout
+    steps = rollout.unmask_step[0].tolist()
+    pieces = [steps] if family == "llada" else [steps[:3], steps[3:]]  # five of the prompt in the first block of 8
+    for piece in pieces:
+        assert piece == sorted(piece, reverse=True) and len(set(piece)) == len(piece)
+    assert not rollout.forced.any()
+
+
+def test_a_module_that_commits_nothing_is_overruled(family, tokenizer):
+    policy = SmallPolicy()
+    nn.init.zeros_(policy.layer.weight)
+    nn.init.constant_(policy.layer.bias, -1.0)
+    rollout = full_rollout(random_model(family, tokenizer), unmasking=policy).rollout
+    assert rollout.forced.all() and sorted(rollout.unmask_step[0].tolist()) == list(range(1, 9))
+    nn.init.constant_(policy.layer.bias, 1.0)
+    eager = full_rollout(random_model("llada", tokenizer), unmasking=policy).rollout
+    assert (eager.unmask_step == 1).all() and not eager.forced.any()
+
+
+def test_what_a_rule_sees(tokenizer):
+    model = random_model("llada", tokenizer)
+    seen = []
+
+    def rule(state):
+        expected = model(state.input_ids[:, : PROMPT.size(1) + 8]).logits[:, state.block].detach()
+        expected[..., tokenizer.mask_token_id] = -math.inf
+        probabilities = expected.softmax(-1)
+        for name, values in {
+            "tokens": probabilities.argmax(-1),
+            "confidence": probabilities.amax(-1),
+            "logprobs": probabilities.amax(-1).log(),
+            "entropy": torch.special.entr(probabilities).sum(-1),
+        }.items():
+            found = getattr(state, name)[state.candidates]
+            assert torch.allclose(found.float(), values[state.candidates].float(), atol=1e-5), name
+        assert ((state.noise >= 0) & (state.noise < 1)).all()
+        seen.append((state.step.tolist(), int(state.candidates.sum()), state.share.tolist()))
+        return state.candidates & (state.slots < 2)
+
+    full_rollout(model, unmasking=rule, num_denoising_steps=4)
+    assert seen == [([1], 8, [2]), ([2], 6, [2]), ([3], 4, [2]), ([4], 2, [2])]
+
+
+@pytest.mark.parametrize("returned", [None, [True], torch.ones(1, 8), torch.ones(2, 8, dtype=torch.bool)], ids=repr)
+def test_a_rule_that_returns_nonsense_is_named(tokenizer, returned):
+    with pytest.raises(ValueError, match="must return a bool tensor of shape"):
+        full_rollout(random_model("llada", tokenizer), unmasking=lambda state: returned)
+
+
+# Streamers
+
+
+def test_the_canvas_streamer_draws_every_state(family, tokenizer):
+    model = random_model(family, tokenizer)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=60, height=24, color_system=None)
+    ids = PROMPT.expand(2, -1)
+    sequences = full_rollout(model, ids, streamer=CanvasStreamer(tokenizer, console), num_denoising_steps=4).sequences
+    drawn = file.getvalue()
+    for step in range(5):
+        assert f"step {step}" in drawn
+    assert "········" in drawn
+    text = tokenizer.decode(sequences[0, 5:], skip_special_tokens=True)
+    assert drawn.rstrip().endswith(text)
+
+
+def test_the_canvas_streamer_shows_the_part_of_a_high_canvas_that_is_being_filled(tokenizer):
+    model = random_model("llada", tokenizer)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=20, height=6, color_system=None)
+    streamer = CanvasStreamer(tokenizer, console, print_text=False)
+    full_rollout(model, max_new_tokens=120, block_length=40, num_denoising_steps=6, streamer=streamer)
+    pictures = file.getvalue().split("step ")[1:]
+    # Two rows of text fit; the last pictures are of the end of the canvas.
+    assert all(picture.count("│") <= 2 * 4 for picture in pictures)
+    assert "··" in pictures[0] and "··" in pictures[-2] and "·" not in pictures[-1]
+
+
+def test_the_canvas_streamer_writes_the_text_alone_off_a_terminal(tokenizer):
+    model = random_model("llada", tokenizer)
+    file = io.StringIO()
+    streamer = CanvasStreamer(tokenizer, Console(file=file, width=10))
+    sequences = full_rollout(model, max_new_tokens=30, streamer=streamer, suppress_tokens=[0, 1]).sequences
+    assert file.getvalue() == tokenizer.decode(sequences[0, 5:]) + "\n"
+
+
+@pytest.mark.parametrize("eos", [None, 7])
+def test_streamers_of_transformers_get_text_that_does_not_change(family, tokenizer, eos, capsys):
+    model = random_model(family, tokenizer)
+    kwargs = {"num_denoising_steps": 4, "eos_token_id": eos}
+    output = full_rollout(model, **kwargs)
+    expected = tokenizer.decode(output.rollout.completions()[0])
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    thread = Thread(target=lambda: full_rollout(model, streamer=streamer, **kwargs))
+    thread.start()
+    assert "".join(streamer) == expected
+    thread.join()
+    capsys.readouterr()
+    full_rollout(model, streamer=TextStreamer(tokenizer), **kwargs)
+    assert capsys.readouterr().out == tokenizer.decode(PROMPT[0]) + expected + "\n"
+
+
+def test_a_streamer_of_one_row_refuses_more_and_is_ended_after_an_error(tokenizer):
+    model = random_model("llada", tokenizer)
+    with pytest.raises(ValueError, match="TextStreamer, which writes one row"):
+        full_rollout(model, PROMPT.expand(2, -1), streamer=TextStreamer(tokenizer))
+
+    def fail(state):
+        raise RuntimeError("stop")
+
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=5)
+    with pytest.raises(RuntimeError, match="stop"):
+        full_rollout(model, unmasking=fail, streamer=streamer)
+    assert "".join(streamer) == ""
+
+
+# Files
+
+
+CONFIGS = [
+    {},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "num_return_sequences": 4},
+    {"unmasking": "random", "num_return_sequences": 2},
+    {"unmasking": "factor", "factor": 1.0, "cache": "dual", "cache_refresh_interval": 4, "block_length": 32},
+    {"unmasking": "entropy", "alg_temp": 0.5, "step_schedule": "linear_time", "num_denoising_steps": 64},
+    {"guidance_scale": 1.5, "suppress_tokens": [1, 2], "begin_suppress_tokens": [3], "seed": [1, 2]},
+    {"unmasking": "entropy_bounded", "entropy_bound": 0.3, "eos_token_id": [1, 2], "pad_token_id": 0},
+]
+
+
+@pytest.mark.parametrize("fields", CONFIGS, ids=str)
+def test_the_config_round_trips_through_transformers(tokenizer, tmp_path, fields):
+    config = DiffusionGenerationConfig(**fields)
+    config.save_pretrained(tmp_path / "ours")
+    loaded = DiffusionGenerationConfig.from_pretrained(tmp_path / "ours")
+    assert loaded == config and repr(loaded) == repr(config)
+    for name, value in fields.items():
+        assert getattr(loaded, name) == value
+    # transformers' own class reads the file, and writes it again.
+    GenerationConfig.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    again = DiffusionGenerationConfig.from_pretrained(tmp_path / "theirs")
+    for name in set(vars(config)) - {"transformers_version"}:
+        assert getattr(again, name) == getattr(config, name), name
+    # With the model: saved, loaded, used.
+    model = random_model("llada", tokenizer)
+    model.generation_config = config
+    model.save_pretrained(tmp_path / "model")
+    loaded_model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert loaded_model.generation_config == config
+    assert DiffusionGenerationConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_live_rule_is_saved_by_its_path(tokenizer, tmp_path):
+    import test_generation_interface as here
+
+    config = DiffusionGenerationConfig(unmasking=here.rightmost_first)
+    assert "rightmost_first" in repr(config)
+    config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert content["unmasking"] == "test_generation_interface.rightmost_first"
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path).unmasking == content["unmasking"]
+    for unsaved in (lambda state: state.candidates, SmallPolicy()):
+        with pytest.raises(ValueError, match="(?s)unmasking=.* cannot be written"):
+            DiffusionGenerationConfig(unmasking=unsaved).save_pretrained(tmp_path / "other")
+        model = random_model("llada", tokenizer)
+        model.generation_config.unmasking = unsaved
+        with pytest.raises(ValueError, match="(?s)unmasking=.* cannot be written"):
+            model.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    policy = SmallPolicy()
+    policy.name_or_path = "someone/policy"
+    DiffusionGenerationConfig(unmasking=policy).save_pretrained(tmp_path / "policy")
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path / "policy").unmasking == "someone/policy"
+
+
+def test_what_changes_the_distribution_is_reported(tokenizer):
+    model = random_model("llada", tokenizer)
+    for settings, filtered in [
+        ({"temperature": 1.0}, False),
+        ({"temperature": 1.0, "top_k": 3}, True),
+        ({"top_k": 3}, False),
+        ({"guidance_scale": 2.0}, True),
+        ({"guidance_scale": 1.0}, False),
+        ({"suppress_tokens": [3]}, True),
+        ({"begin_suppress_tokens": [3]}, True),
+    ]:
+        assert full_rollout(model, **settings).rollout.filtered == filtered, settings
