@@ -53,6 +53,17 @@ def test_every_mark_in_the_table_of_models_has_a_test(collected):
         assert matching, f"{family}, {column}: no test {name}[{family}]"
 
 
+def test_the_python_blocks_of_the_generation_page_run(capsys, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generation.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)  # the project's own text
+    printed = capsys.readouterr().out
+    # The input of the infilling example comes back with its gap filled.
+    assert "0430100000410000" + "14321234" in printed.replace(" ", "") and "·" not in printed
+
+
 def test_the_diff_of_adding_a_family_is_the_file():
     text = (ROOT / "docs" / "adding_a_family.md").read_text()
     name, diff = re.search(r"\+\+\+ b/(\S+)\n(.*?)```", text, re.DOTALL).groups()

@@ -50,10 +50,10 @@ class Block:
         self.end = min(self.start + layout.block_length, generation.num_columns)
         self.device = generation.ids.device
         self.rows = generation.rows
-        self.row_index = torch.from_numpy(self.rows).to(self.device)
+        self.row_index = self._to_device(self.rows)
         self.ids = generation.ids[self.row_index]  # (R, L)
         in_block = layout.fill[self.row_index, self.start : self.end]
-        self.open = in_block & torch.from_numpy(alive).to(self.device)[:, None]  # (R, K)
+        self.open = in_block & self._to_device(alive)[:, None]  # (R, K)
         self.steps_done = generation.steps_done[self.row_index]
         self.unmask_step = generation.unmask_step[self.row_index, self.start : self.end]
         self.logprobs = generation.logprobs[self.row_index, self.start : self.end]
@@ -63,8 +63,8 @@ class Block:
         steps = generation.steps[self.rows, index]
         self.shares = even_shares(self.left, steps)
         self.fractions = fractions_left(steps, self.config.step_schedule)
-        self.device_shares = torch.from_numpy(self.shares).to(self.device)
-        self.device_fractions = torch.from_numpy(self.fractions).to(self.device)
+        self.device_shares = self._to_device(self.shares)
+        self.device_fractions = self._to_device(self.fractions)
         self.scheduled = is_scheduled(self.config)
         self.noise: dict[int, torch.Tensor] = {}
 
@@ -89,6 +89,10 @@ class Block:
                 on_step(self.generation)
         self.store()
 
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        """A copy that does not wait for what the device is doing."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
     def store(self):
         """Write the rows back."""
         generation, rows = self.generation, self.row_index
@@ -99,7 +103,7 @@ class Block:
 
     def _select(self, places: np.ndarray):
         """Go on with some rows: (R',)."""
-        on_device = torch.from_numpy(places).to(self.device)
+        on_device = self._to_device(places)
         for name in ("row_index", "ids", "open", "steps_done", "unmask_step", "logprobs", "forced"):
             setattr(self, name, getattr(self, name)[on_device])
         for name in ("device_shares", "device_fractions"):
@@ -171,8 +175,7 @@ class Block:
         if step % _NOISE_STEPS == 0:
             seeds = [self.generation.seeds[row] for row in self.rows.tolist()]
             steps = range(step, step + _NOISE_STEPS)
-            values = row_noise(seeds, self.index, steps, self.open.size(1), stream)
-            self.noise[stream] = values.to(self.device)
+            self.noise[stream] = self._to_device(row_noise(seeds, self.index, steps, self.open.size(1), stream))
         return self.noise[stream][step % _NOISE_STEPS]
 
     # The forward pass

@@ -26,8 +26,8 @@ def row_seeds(seed: int | list[int] | None, batch_size: int) -> list[int]:
     return [int(row_seed) for row_seed in seed]
 
 
-def row_noise(seeds: list[int], block: int, steps: range, width: int, stream: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for some steps of a block, (len(steps), R, width), fp64, on the CPU.
+def row_noise(seeds: list[int], block: int, steps: range, width: int, stream: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for some steps of a block, (len(steps), R, width), fp64.
 
     A number depends on its row's seed, the block, the step, the slot inside the block and the stream, and on nothing
     else: numpy's Philox generator counts them (Salmon et al., SC 2011).
@@ -42,4 +42,4 @@ def row_noise(seeds: list[int], block: int, steps: range, width: int, stream: in
             state["state"]["counter"][:] = (0, step, block, stream)
             bits.state = state
             generator.random(out=values[place, row])
-    return torch.from_numpy(values)
+    return values

@@ -12,6 +12,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..hub import diffusion_model_card
+from .diffusion_grpo_config import GENERATION_FIELDS
 
 
 class DiffusionCardMixin:
@@ -89,8 +90,11 @@ class DiffusionCardMixin:
         row = next(iter(self.train_dataset))
         prompt = row.get("prompt", "")
         settings = {"max_new_tokens": getattr(self.args, "max_completion_length", None)}
-        for name in ("block_length", "num_denoising_steps", "unmasking", "threshold"):
+        for name in GENERATION_FIELDS:
             settings[name] = getattr(self.args, name, None)
+        # The card decodes greedily; what is the default goes without saying.
+        settings = {name: value for name, value in settings.items() if value not in ("even", "none")}
+        settings |= {"temperature": None, "top_p": None}
         return {
             "prompt": repr(prompt),
             "conversational": not isinstance(prompt, str),

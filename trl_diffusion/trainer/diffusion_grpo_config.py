@@ -28,7 +28,7 @@ _UNSUPPORTED = {
     "router_aux_loss_coef": (None, "the load-balancing loss of experts is not added. Leave it out."),
 }
 # Fields that bear the names of DiffusionGenerationConfig.
-_GENERATION_FIELDS = (
+GENERATION_FIELDS = (
     "block_length",
     "num_denoising_steps",
     "unmasking",
@@ -140,6 +140,6 @@ class DiffusionGRPOConfig(GRPOConfig):
 
     def diffusion_generation_config(self, **kwargs) -> DiffusionGenerationConfig:
         """The settings of a rollout; `kwargs` add the special tokens and the seeds, or replace fields."""
-        settings = {name: getattr(self, name) for name in _GENERATION_FIELDS}
+        settings = {name: getattr(self, name) for name in GENERATION_FIELDS}
         settings |= {"max_new_tokens": self.max_completion_length, "top_k": self.top_k or None}
         return DiffusionGenerationConfig(**{**settings, **kwargs})
