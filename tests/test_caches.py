@@ -3,6 +3,9 @@
 
 """Caches: exact ones change nothing, approximate ones say so; and what a step costs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import FAMILIES, golden_model, random_model
@@ -288,6 +291,26 @@ def test_compiled_steps_give_the_same_rollout(family, cache):
     free = rollout_of(model, 0.7, **kwargs)
     eos = free.canvas_ids[0, 3].item()
     same(rollout_of(model, 0.7, eos=eos, torch_compile=True, **kwargs), rollout_of(model, 0.7, eos=eos, **kwargs))
+
+
+def test_a_cache_is_freed_with_the_generation(tokenizer):
+    """By counting references: waiting for the garbage collector would hold several caches at a time."""
+    model = random_model("llada", tokenizer)
+    caches = []
+    original = CanvasCache.__init__
+
+    def spy(self, *args):
+        original(self, *args)
+        caches.append(weakref.ref(self))
+
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CanvasCache, "__init__", spy)
+            model.generate(torch.full((2, 4), 5), max_new_tokens=6, cache="dual", block_length=3)
+        assert caches and all(cache() is None for cache in caches)
+    finally:
+        gc.enable()
 
 
 def test_settings_the_model_cannot_serve_are_refused(tokenizer):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TextIteratorStr
 
 from trl_diffusion import DiffusionGenerationConfig
 from trl_diffusion.generation import CanvasStreamer
-from trl_diffusion.generation.noise import row_noise
+from trl_diffusion.generation.noise import row_noise, row_seeds
 
 
 PROMPT = torch.tensor([[3, 4, 5, 6, 7]])
@@ -96,7 +96,14 @@ def test_hints_stay_and_count_as_given(family, tokenizer):
         ({"hint_ids": torch.full((1, 8), 99)}, "hint_ids has the id 99"),
         ({"hint_ids": torch.full((1, 8), -1)}, "hint_ids has the id -1"),
         ({"hint_ids": torch.full((1, 8), 2)}, "hint_ids has the id 2; .* other than the mask"),
+        ({"hint_ids": torch.full((1, 8), -100.0)}, "hint_ids is torch.float32"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"attention_mask": torch.tensor([[0, 1, 1, 2, 1]])}, "attention_mask must hold 1 on real tokens"),
+        ({"seed": "3"}, "seed='3' must be an integer"),
+        ({"seed": [1.5]}, "seed=.1.5. must be an integer"),
+        ({"temperature": 1e-38}, "temperature=1e-38 must be 0, or lie in"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"guidance_scale": math.nan}, "guidance_scale=nan"),
         ({"attention_mask": torch.ones(1, 4)}, r"attention_mask has shape \(1, 4\)"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 would give the same row"),
         ({"suppress_tokens": [99]}, "suppress_tokens has the id 99"),
@@ -109,6 +116,52 @@ def test_wrong_calls_are_named(tokenizer, arguments, message):
     assert tokenizer.mask_token_id == 2
     with pytest.raises(ValueError, match=message):
         full_rollout(random_model("llada", tokenizer), **arguments)
+
+
+def test_an_infilled_span_may_be_longer_than_the_canvas(tokenizer):
+    ids = torch.full((1, 20), 5)
+    infill = torch.ones_like(ids, dtype=torch.bool)
+    rollout = full_rollout(
+        random_model("llada", tokenizer),
+        ids,
+        infill_mask=infill,
+        max_new_tokens=2,
+        block_length=11,
+        num_denoising_steps=22,
+    ).rollout
+    assert sorted(rollout.unmask_step[0].tolist()) == list(range(1, 23))
+    with pytest.raises(ValueError, match="max_new_tokens=-1"):
+        full_rollout(random_model("llada", tokenizer), ids, infill_mask=infill, max_new_tokens=-1)
+
+
+def test_more_steps_than_16_bits_number_are_refused(tokenizer):
+    model = random_model("llada", tokenizer, max_position_embeddings=50_000)
+    with pytest.raises(ValueError, match="40000 positions to fill are more than 32767"):
+        full_rollout(model, max_new_tokens=40_000)
+
+
+def test_no_rows_and_nothing_to_fill_are_refused(tokenizer):
+    model = random_model("llada", tokenizer)
+    with pytest.raises(ValueError, match="input_ids has no row"):
+        full_rollout(model, PROMPT[:0])
+    with pytest.raises(ValueError, match="infill_mask is False everywhere"):
+        model.generate(PROMPT, infill_mask=torch.zeros_like(PROMPT, dtype=torch.bool))
+
+
+def test_logits_that_are_no_numbers_are_an_error(tokenizer):
+    model = random_model("llada", tokenizer)
+    nn.init.constant_(model.lm_head.weight, math.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="NaN"):
+            full_rollout(model, temperature=temperature)
+
+
+def test_generation_leaves_the_mode_of_every_module(tokenizer):
+    model = random_model("llada", tokenizer).train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    full_rollout(model)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_filling_padding_is_refused(tokenizer):
@@ -140,7 +193,8 @@ def test_copies_of_a_prompt_are_rows_of_their_own(family, tokenizer):
 
 
 def test_random_numbers_are_those_of_numpys_philox():
-    seeds, steps = [5, 2**63 + 7, -3], range(4, 8)
+    seeds, steps = row_seeds([np.int64(5), 2**63 + 7, -3], 3), range(4, 8)
+    assert row_seeds(-1, 2) == row_seeds(np.int64(-1), 2) != row_seeds(1, 2)
     found = row_noise(seeds, block=3, steps=steps, width=6, stream=1)
     for row, seed in enumerate(seeds):
         for place, step in enumerate(steps):
@@ -219,6 +273,23 @@ def test_what_a_rule_sees(tokenizer):
 
     full_rollout(model, unmasking=rule, num_denoising_steps=4)
     assert seen == [([1], 8, [2]), ([2], 6, [2]), ([3], 4, [2]), ([4], 2, [2])]
+
+
+def test_a_rule_may_write_into_what_it_sees_and_keep_it(tokenizer):
+    kept = []
+
+    def rule(state):
+        kept.append((state.input_ids, state.step, state.candidates.clone()))
+        chosen = state.candidates
+        chosen &= state.confidence > 0.5
+        return chosen
+
+    model = random_model("llada", tokenizer)
+    rollout = full_rollout(model, unmasking=rule).rollout
+    assert (rollout.unmask_step > 0).all()
+    for number, (ids, step, candidates) in enumerate(kept, start=1):
+        assert step.tolist() == [number]
+        assert torch.equal(ids[:, 5:] == tokenizer.mask_token_id, candidates)
 
 
 @pytest.mark.parametrize("returned", [None, [True], torch.ones(1, 8), torch.ones(2, 8, dtype=torch.bool)], ids=repr)

@@ -248,6 +248,19 @@ def test_the_kl_term_uses_the_frozen_reference(family, tokenizer, tmp_path):
         assert torch.equal(before[key], parameter), key
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_rollouts_run_in_the_precision_of_the_training(tokenizer, tmp_path, lora):
+    """Under bf16 both are autocast; PEFT's forward, which accelerate wraps, is not the one that generates."""
+    model = random_model("llada", tokenizer)
+    peft_config = LoraConfig(target_modules="all-linear", r=2) if lora else None
+    trainer = rl_trainer("grpo", model, tokenizer, tmp_path, peft_config=peft_config, bf16=True, max_steps=1)
+    seen = set()
+    head = diffusion_model(trainer.model).lm_head
+    head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    trainer.train()
+    assert seen == {torch.bfloat16}
+
+
 def test_lora_trains_saves_and_loads(family, tokenizer, tmp_path):
     model = random_model(family, tokenizer)
     model.save_pretrained(tmp_path / "base")

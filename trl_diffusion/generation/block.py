@@ -77,8 +77,8 @@ class Block:
                 self.left = np.minimum(self.left, self.open.sum(dim=1).cpu().numpy())
             if not self.left.any():
                 break
-            # A cache holds its rows to the end of the block, and a compiled step its shapes.
-            if not self.generation.caches and not self.config.torch_compile and not self.left.all():
+            # A cache holds its rows to the end of the block.
+            if not self.generation.caches and not self.generation.keeps_rows and not self.left.all():
                 self.store()
                 self._select(self.left.nonzero()[0])
             self._step(step)
@@ -143,8 +143,10 @@ class Block:
         del logits
         self.steps_done += self.open.any(dim=1)
         state = self._state(step, drawn, order.clamp(0, width - 1))
-        rule = RULES[config.unmasking] if isinstance(config.unmasking, str) else custom_rule
-        committed, forced = rule(state, config)
+        if isinstance(config.unmasking, str):
+            committed, forced = RULES[config.unmasking](state, config)
+        else:
+            committed, forced = custom_rule(state, config, self.open)
 
         window = self.ids[:, self.start : self.end]
         window.copy_(torch.where(committed, state.tokens, window))
@@ -158,16 +160,18 @@ class Block:
         share, fraction = self.device_shares[row], self.device_fractions[row]
         if self.config.step_schedule == "linear_time":
             share = (self.open.sum(dim=1).float() * fraction).long()
+        # A rule of the user's may write into what it is given, or keep it.
+        copied = torch.Tensor.clone if callable(self.config.unmasking) else lambda tensor: tensor
         return UnmaskingState(
-            candidates=self.open,
+            candidates=copied(self.open),
             slots=slots,
             draw=drawn,
             share=share,
             fraction=fraction,
             noise=self._noise(POSITIONS, step) if needs_noise(self.config) else None,
-            input_ids=self.ids,
+            input_ids=copied(self.ids),
             block=slice(self.start, self.end),
-            step=self.steps_done,
+            step=copied(self.steps_done),
         )
 
     def _noise(self, stream: int, step: int) -> torch.Tensor:

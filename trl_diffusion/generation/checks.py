@@ -80,6 +80,10 @@ def check_inputs(
         )
     batch_size, width = input_ids.shape
     length = config.max_new_tokens
+    if batch_size == 0:
+        raise ValueError("input_ids has no row: there is nothing to generate.")
+    if ((attention_mask != 0) & (attention_mask != 1)).any():
+        raise ValueError("attention_mask must hold 1 on real tokens and 0 on padding, and nothing else.")
     if width and (attention_mask.long().diff(dim=1) < 0).any():
         raise ValueError(
             "attention_mask has 0 to the right of 1: the canvas follows the prompt, so pad prompts on the left "
@@ -99,9 +103,22 @@ def check_inputs(
             )
         if (infill_mask & ~attention_mask.bool()).any():
             raise ValueError("infill_mask is True on padding (attention_mask 0): there is nothing to fill there.")
+        if config.cache == "dual" and "flash" in model.config._attn_implementation:
+            raise ValueError(
+                "cache='dual' with infill_mask does not work with flash attention, which knows padding on one side "
+                "only. Use cache='prefix', or load the model with attn_implementation='sdpa'."
+            )
+        if not infill_mask.any() and length == 0:
+            raise ValueError("infill_mask is False everywhere, and max_new_tokens=0: there is nothing to fill.")
     elif length == 0:
         raise ValueError("max_new_tokens=0 must be at least 1, unless infill_mask says what to fill in the input.")
+    # Steps are numbered in 16 bits.
+    most = length + (0 if infill_mask is None else int(infill_mask.sum(dim=1).max()))
+    if most > torch.iinfo(torch.int16).max:
+        raise ValueError(f"{most} positions to fill are more than {torch.iinfo(torch.int16).max}. Shorten the canvas.")
     if hint_ids is not None:
+        if hint_ids.is_floating_point() or hint_ids.dtype == torch.bool:
+            raise ValueError(f"hint_ids is {hint_ids.dtype}; token ids are integers.")
         if hint_ids.shape != (batch_size, length):
             raise ValueError(
                 f"hint_ids has shape {tuple(hint_ids.shape)}; it must be (B, max_new_tokens) = "

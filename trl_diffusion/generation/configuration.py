@@ -75,7 +75,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         num_denoising_steps (`int`, *optional*):
             Steps over the whole canvas, shared out block by block: a full block gets `num_denoising_steps ·
             block_length / C` (at least 1; earlier blocks take the remainder), a block with m positions to fill at
-            most m. Defaults to C: one token per step.
+            most m, so that a ragged last block may add a few steps. Defaults to C: one token per step.
         unmasking (`str` or callable, *optional*, defaults to `"low_confidence"`):
             Which masked positions of the block a step commits. The step's share of them, picked by a score:
 
@@ -111,7 +111,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             With `"prefix"` and `"dual"`: every so many steps of a block everything is computed anew. `None`: at its
             first step only.
         torch_compile (`bool`, *optional*, defaults to `False`):
-            Compile the model's forward pass of a step, with static shapes.
+            Compile the model's forward pass of a step, with static shapes: anew for each batch size and prompt width.
         temperature (`float`, *optional*, defaults to 0.0):
             Divides the logits before a token is drawn; 0 takes the most probable token.
         top_k (`int`, *optional*), top_p (`float`, *optional*):
@@ -222,18 +222,20 @@ class DiffusionGenerationConfig(GenerationConfig):
                 self.cache in ("prefix", "dual"), "cache_refresh_interval", interval, "be None without a cache to "
                 "refresh (cache='prefix' or 'dual')",
             )  # fmt: skip
-        _require(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "be ≥ 0")
+        _require_moderate("temperature", self.temperature)
         if self.top_k is not None:
             _require(_is_int(self.top_k, 0), "top_k", self.top_k, "be at least 0 (0 or None: off)")
         if self.top_p is not None:
             _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "lie in (0, 1]")
         if self.guidance_scale is not None:
-            good = _is_number(self.guidance_scale) and self.guidance_scale >= 0
-            _require(good, "guidance_scale", self.guidance_scale, "be at least 0 (1 or None: off)")
+            _require_moderate("guidance_scale", self.guidance_scale)
         if self.num_return_sequences is not None:
             _require(
                 _is_int(self.num_return_sequences, 1), "num_return_sequences", self.num_return_sequences, "be ≥ 1"
             )
+        seeds = self.seed if isinstance(self.seed, (list, tuple)) else [] if self.seed is None else [self.seed]
+        good = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
+        _require(good, "seed", self.seed, "be an integer, or a list of one per row")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             value = getattr(self, name)
             good = value is None or (isinstance(value, (list, tuple)) and all(_is_int(token, 0) for token in value))
@@ -257,7 +259,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             else:
                 _require(value is None, field, value, f"be None unless unmasking='{name}'")
         if self.alg_temp is not None:
-            _require(_is_number(self.alg_temp) and self.alg_temp >= 0, "alg_temp", self.alg_temp, "be ≥ 0, or None")
+            _require_moderate("alg_temp", self.alg_temp)
             ranks = rule in _RANKING_RULES or not self.alg_temp
             _require(
                 ranks, "alg_temp", self.alg_temp, f"be None unless unmasking is one of {', '.join(_RANKING_RULES)}"
@@ -267,7 +269,7 @@ class DiffusionGenerationConfig(GenerationConfig):
     def eos_token_ids(self) -> list[int]:
         """Every id that ends a completion; empty where none does."""
         eos = self.eos_token_id
-        return [eos] if isinstance(eos, int) else [token for token in eos or [] if token is not None]
+        return [int(eos)] if isinstance(eos, Integral) else [token for token in eos or [] if token is not None]
 
     @property
     def filters_tokens(self) -> bool:
@@ -311,6 +313,12 @@ def _is_int(value: Any, least: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _require_moderate(field: str, value: Any):
+    """Not so far from 1 that logits overflow."""
+    good = _is_number(value) and (value == 0 or 1e-6 <= value <= 1e6)
+    _require(good, field, value, "be 0, or lie in 1e-6..1e6")
 
 
 def _one_of(values: tuple[str, ...]) -> str:

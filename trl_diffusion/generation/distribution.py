@@ -87,8 +87,8 @@ def draw_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> TokenDraw:
-    """Draw one token per position. No tensor is larger than the logits, in bytes: what needs 8 bytes an entry (the
-    sort of top-p) runs on halves of them.
+    """Draw one token per position. No tensor is larger than the logits, in bytes (but for a single position with
+    top-p): what needs 8 bytes an entry, the sort of top-p, runs on halves of them.
 
     Args:
         logits (`torch.FloatTensor` of shape (n, V)):
@@ -158,7 +158,7 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
     # Strictly below the total, whatever the rounding: the first sum above the point then exists, and an entry of
     # weight 0 is never the first.
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))[:, None]
-    index = torch.searchsorted(cumulative, point, right=True)
+    index = torch.searchsorted(cumulative, point, right=True).clamp(max=weights.size(1) - 1)  # of NaN: beyond the end
     upper = cumulative.gather(1, index)
     lower = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp(min=0)), 0.0)
     return index.squeeze(1), ((point - lower) / (upper - lower)).squeeze(1)

@@ -105,7 +105,8 @@ class DiffusionGenerationMixin(GenerationMixin):
                 mask token. Then nothing is appended, unless `max_new_tokens` or `generation_config` is given here. For
                 a full-attention model blocks are counted from a row's first such position.
             hint_ids (`torch.LongTensor` of shape (B, C), *optional*):
-                Tokens of the canvas that are given and never changed; −100 where the model fills.
+                Tokens of the canvas that are given and never changed; −100 where the model fills. Those behind an EOS
+                are cut off with it in the returned sequences.
             kwargs:
                 Fields of the config that replace its values (`max_new_tokens`, `temperature`, …).
 
@@ -118,7 +119,7 @@ class DiffusionGenerationMixin(GenerationMixin):
                 one that the model cannot serve, or tensors whose shapes do not fit.
         """
         given_config = generation_config is not None
-        config = self._generation_settings(generation_config, kwargs)
+        config = self._generation_settings(generation_config, kwargs, infill_mask is not None)
         if infill_mask is not None and not given_config and "max_new_tokens" not in kwargs:
             config.max_new_tokens = 0
         check_settings(self, config)
@@ -132,12 +133,13 @@ class DiffusionGenerationMixin(GenerationMixin):
             input_ids, attention_mask, infill_mask, hint_ids = (
                 None if tensor is None else tensor.repeat_interleave(copies, dim=0) for tensor in tensors
             )
-        was_training = self.training
+        in_training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             rollout = denoise(self, input_ids, attention_mask, config, infill_mask, hint_ids, streamer)
         finally:
-            self.train(was_training)
+            for module in in_training:
+                module.training = True
         pad = config.pad_token_id
         if pad is None and config.eos_token_ids:
             pad = config.eos_token_ids[0]
@@ -151,7 +153,7 @@ class DiffusionGenerationMixin(GenerationMixin):
         return sequences
 
     def _generation_settings(
-        self, generation_config: DiffusionGenerationConfig | None, kwargs: dict
+        self, generation_config: DiffusionGenerationConfig | None, kwargs: dict, infills: bool
     ) -> DiffusionGenerationConfig:
         """The config with the call's keywords in it."""
         config = self.generation_config if generation_config is None else generation_config
@@ -170,7 +172,12 @@ class DiffusionGenerationMixin(GenerationMixin):
         # All at once: a canvas and a block length that fit each other may not fit the values they replace.
         for name, value in kwargs.items():
             setattr(config, name, value)
-        config.validate()
+        checked = config
+        if infills and isinstance(config.max_new_tokens, int) and config.max_new_tokens > 0:
+            # The canvas reaches back into the input: its length limits neither blocks nor steps.
+            checked = copy.copy(config)
+            checked.max_new_tokens = 0
+        checked.validate()
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(config, name) is None and name not in kwargs:
                 setattr(config, name, getattr(self.generation_config, name, None))

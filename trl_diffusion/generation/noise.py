@@ -3,6 +3,8 @@
 
 """Random numbers that belong to a row, whatever batch it is in and however it is decoded."""
 
+from numbers import Integral
+
 import numpy as np
 import torch
 
@@ -19,8 +21,9 @@ def row_seeds(seed: int | list[int] | None, batch_size: int) -> list[int]:
     """
     if seed is None:
         return torch.randint(2**62, (batch_size,)).tolist()
-    if isinstance(seed, int):
-        return [int(np.random.SeedSequence((seed, row)).generate_state(1, np.uint64)[0]) for row in range(batch_size)]
+    if isinstance(seed, Integral):
+        pairs = ((int(seed) % 2**64, row) for row in range(batch_size))
+        return [int(np.random.SeedSequence(pair).generate_state(1, np.uint64)[0]) for pair in pairs]
     if len(seed) != batch_size:
         raise ValueError(f"seed has {len(seed)} entries for {batch_size} rows; give one per row, or a single int.")
     return [int(row_seed) for row_seed in seed]

@@ -34,7 +34,7 @@ class Rollout:
         completion_mask (`torch.LongTensor` of shape (B, C)):
             1 up to and including the first EOS drawn or hinted behind the input.
         num_forward_passes (`torch.LongTensor` of shape (B,)):
-            Model calls in which the row took part.
+            Denoising steps of the row, each a forward pass (with guidance two).
         block_length (`int`):
             Tokens per block of this generation.
         temperature (`float`):

@@ -48,6 +48,9 @@ class Generation:
         num_caches = 0 if config.cache == "none" else 2 if config.guides else 1
         num_layers = model.config.num_hidden_layers
         self.caches = [CanvasCache(num_layers, self.num_columns) for _ in range(num_caches)]
+        # A compiled step has one shape; and torch's compiler fails on flex attention's where a batch shrinks on a CPU.
+        flex = model.config._attn_implementation == "flex_attention" and device.type == "cpu"
+        self.keeps_rows = config.torch_compile or flex
         # Columns whose keys are final, which the exact cache need not compute again.
         self.committed = 0
         eos, suppressed = config.eos_token_ids, [model.mask_token_id, *(config.suppress_tokens or [])]
@@ -73,9 +76,14 @@ class Generation:
             if not alive.any():
                 break
             if counts[alive, block].any():
-                if not self.config.torch_compile:
+                if not self.keeps_rows:
                     self._keep(alive.nonzero()[0])
                 Block(self, block, alive[self.rows]).denoise(on_step)
+            if torch.isnan(self.logprobs).any():
+                raise ValueError(
+                    "The model's logits are not numbers (NaN), so that no token can be drawn. Check its weights and "
+                    "its dtype; with guidance_scale, that no logit is infinite."
+                )
             if self.eos is not None:
                 # Blocks up to this one are full, so that an EOS in them has no mask before it.
                 end = self.layout.start + (block + 1) * self.layout.block_length
@@ -104,9 +112,10 @@ def denoise(
 ) -> Rollout:
     """Fill a canvas of masks, and masks inside the input, block by block and step by step.
 
-    Each step runs the model on the rows that still have masks in the current block, reads logits at those masks alone,
-    draws a token for each, and commits those that the unmasking rule picks. A row ends with the first block in which
-    an EOS of the canvas stands.
+    Each step runs the model, reads logits at the masks of the current block alone, draws a token for each, and commits
+    those that the unmasking rule picks. A row ends with the first block in which an EOS of the canvas stands. Rows
+    with nothing left to fill leave the batch: at the end of a block where there is a cache, else at once; compiled
+    steps keep them.
 
     Args:
         model:

@@ -175,9 +175,9 @@ def origin_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tens
     return committed, torch.zeros_like(committed)
 
 
-def custom_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tensor]:
-    """A callable's choice; where it commits nothing of a row, the most confident position is, so that every
-    generation ends.
+def custom_rule(state: UnmaskingState, config, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A callable's choice among the candidates; where it commits nothing of a row, the most confident position is, so
+    that every generation ends.
 
     Raises:
         ValueError: it returns something other than a bool tensor of shape (R, K).
@@ -186,16 +186,16 @@ def custom_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tens
     if (
         not isinstance(chosen, torch.Tensor)
         or chosen.dtype != torch.bool
-        or chosen.shape != state.candidates.shape
+        or chosen.shape != candidates.shape
     ):  # fmt: skip
         got = f"{chosen.dtype} {tuple(chosen.shape)}" if isinstance(chosen, torch.Tensor) else type(chosen).__name__
         raise ValueError(
             f"unmasking={config.unmasking!r} returned {got}; it must return a bool tensor of shape "
-            f"{tuple(state.candidates.shape)}, True at the positions to commit."
+            f"{tuple(candidates.shape)}, True at the positions to commit."
         )
-    chosen = chosen & state.candidates
+    chosen = chosen & candidates
     empty = ~chosen.any(dim=1)
-    forced, _ = commit(state.confidence, state.candidates, empty.long())
+    forced, _ = commit(state.confidence, candidates, empty.long())
     return chosen | forced, forced
 
 

@@ -202,6 +202,8 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, GRPOTrain
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as unwrapped_model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            # What is wrapped in autocast is PEFT's forward, which generation does not call.
+            self.accelerator.autocast(),
         ):
             output = diffusion_model(unwrapped_model).generate(
                 padded.to(self.accelerator.device), mask.to(self.accelerator.device), generation_config=config
