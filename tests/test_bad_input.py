@@ -180,3 +180,13 @@ def test_defaults_need_no_config(model, tokenizer, tmp_path, monkeypatch):
         model, share_of_ones, rl_config(DiffusionGRPOTrainer, tmp_path), prompts(), processing_class=tokenizer
     )
     assert type(trainer.args).__name__ == "DiffusionGRPOConfig"
+
+
+def test_a_rule_that_no_checkpoint_could_hold_is_refused_when_the_config_is_made(tmp_path):
+    with pytest.raises(ValueError, match="unmasking=.* cannot be written to a file"):
+        rl_config(DiffusionGRPOTrainer, tmp_path, unmasking=lambda state: state.candidates)
+
+
+def test_a_cache_that_the_model_cannot_serve_is_refused_before_training(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="cache='block' needs block-causal attention"):
+        rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path, cache="block")

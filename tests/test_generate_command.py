@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from trl_diffusion import AutoModelForDiffusionLM
 from trl_diffusion.checkpoints import tiny_checkpoint
+from trl_diffusion.generation.noise import row_seeds
 from trl_diffusion.scripts import generate
 from trl_diffusion.scripts.cli import main
 from trl_diffusion.tasks import character_tokenizer
@@ -78,7 +79,10 @@ def test_prompts_are_lines(source, loaded, tmp_path, monkeypatch, capsys):
 def test_prompts_of_different_lengths_do_not_change_each_other(loaded, capsys):
     assert run("--prompt", PUZZLES[0], "04", *SAMPLED, "--max_new_tokens", "9") == 0
     settings = {"temperature": 1.0, "unmasking": "random", "seed": 7, "max_new_tokens": 9}
-    assert capsys.readouterr().out.split("\n\n")[0] == expected(loaded, PUZZLES[:1], **settings)[0][0]
+    texts = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert texts[0] == expected(loaded, PUZZLES[:1], **settings)[0][0]
+    seed = row_seeds(7, 2)[1]
+    assert texts[1] == expected(loaded, ["04"], **{**settings, "seed": [seed]})[0][0]
 
 
 def test_without_a_seed_every_run_draws_anew(loaded, capsys):
@@ -86,7 +90,7 @@ def test_without_a_seed_every_run_draws_anew(loaded, capsys):
     for _ in range(3):
         # As a new process begins.
         torch.manual_seed(0)
-        run("--prompt", PUZZLES[0], "--temperature", "1", "--unmasking", "random")
+        run("--prompt", PUZZLES[0], "--temperature", "5", "--unmasking", "random", "--num_return_sequences", "4")
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) > 1
 
@@ -188,6 +192,22 @@ def test_the_file_has_one_object_per_completion(loaded, tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}: 6 completions.\n"
 
 
+def test_tokens_behind_an_eos_are_not_counted_and_the_last_position_is_used(loaded, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert run("--prompt", PUZZLES[0], "--max_new_tokens", "112", "--output", str(out)) == 0  # 128 positions
+    row = json.loads(out.read_text())
+    _, rollout = expected(loaded, PUZZLES[:1], max_new_tokens=112)
+    assert row["num_tokens"] == len(rollout.completions()[0]) < (rollout.unmask_step > 0).sum()
+    assert run("--prompt", PUZZLES[0], "--max_new_tokens", "113") == 1
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "no" / "out.jsonl"):
+        assert run("--prompt", PUZZLES[0], "--output", str(path), model="no/such/model") == 1
+        assert f"output='{path}' cannot be written" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.jsonl"
     out.write_text("before\n")
@@ -207,7 +227,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--temperature", "-1"], "temperature=-1.0 must be ≥ 0"),
+        (["--temperature", "-1"], "temperature=-1.0 must be 0, or lie in"),
         (["--temperature", "warm"], "temperature='warm' must be a number, or none"),
         (["--threshold", "0.9"], "threshold=0.9 must be None unless unmasking='threshold'"),
         (["--unmasking", "threshold"], "threshold=None must lie in (0, 1]"),

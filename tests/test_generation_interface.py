@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TextIteratorStr
 from trl_diffusion import DiffusionGenerationConfig
 from trl_diffusion.generation import CanvasStreamer
 from trl_diffusion.generation.noise import row_noise, row_seeds
+from trl_diffusion.generation.streamers import printable
+from trl_diffusion.generation.unmasking import commit
 
 
 PROMPT = torch.tensor([[3, 4, 5, 6, 7]])
@@ -99,6 +101,10 @@ def test_hints_stay_and_count_as_given(family, tokenizer):
         ({"hint_ids": torch.full((1, 8), -100.0)}, "hint_ids is torch.float32"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 2, 1]])}, "attention_mask must hold 1 on real tokens"),
+        ({"token_type_ids": torch.zeros(1, 5)}, "generate.. got token_type_ids=.*Leave it out"),
+        ({"streamer": object()}, "streamer is a object"),
+        ({"eos_token_id": 99}, "eos_token_ids has the id 99"),
+        ({"attention_mask": torch.full((1, 5), 0.5)}, "attention_mask must hold"),
         ({"seed": "3"}, "seed='3' must be an integer"),
         ({"seed": [1.5]}, "seed=.1.5. must be an integer"),
         ({"temperature": 1e-38}, "temperature=1e-38 must be 0, or lie in"),
@@ -142,6 +148,14 @@ def test_more_steps_than_16_bits_number_are_refused(tokenizer):
 
 def test_no_rows_and_nothing_to_fill_are_refused(tokenizer):
     model = random_model("llada", tokenizer)
+    for wrong, message in [
+        (PROMPT.tolist(), "input_ids is a list"),
+        (PROMPT.float(), "input_ids is torch.float32"),
+        (PROMPT[0], r"input_ids has shape \(5,\)"),
+        (PROMPT + 99, "input_ids has the id 10"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            full_rollout(model, wrong)
     with pytest.raises(ValueError, match="input_ids has no row"):
         full_rollout(model, PROMPT[:0])
     with pytest.raises(ValueError, match="infill_mask is False everywhere"):
@@ -156,12 +170,24 @@ def test_logits_that_are_no_numbers_are_an_error(tokenizer):
             full_rollout(model, temperature=temperature)
 
 
+def test_of_equal_scores_the_left_one_is_first():
+    for width in (4, 40, 400):
+        committed, _ = commit(
+            torch.zeros(2, width), torch.ones(2, width, dtype=torch.bool), torch.tensor([1, width // 2])
+        )
+        assert committed[0].nonzero().tolist() == [[0]]
+        assert committed[1].tolist() == [True] * (width // 2) + [False] * (width // 2)
+
+
 def test_generation_leaves_the_mode_of_every_module(tokenizer):
     model = random_model("llada", tokenizer).train()
     model.model.layers[0].eval()
+    modes = set()
+    model.model.layers[1].register_forward_hook(lambda module, inputs, output: modes.add(module.training))
     before = [module.training for module in model.modules()]
     full_rollout(model)
     assert [module.training for module in model.modules()] == before
+    assert modes == {False}
 
 
 def test_filling_padding_is_refused(tokenizer):
@@ -315,6 +341,25 @@ def test_the_canvas_streamer_draws_every_state(family, tokenizer):
     assert drawn.rstrip().endswith(text)
 
 
+def test_the_canvas_streamer_highlights_the_newest_tokens_and_cuts_at_the_canvas_s_eos(tokenizer):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, height=24, color_system="standard")
+    streamer = CanvasStreamer(tokenizer, console)
+    ids = torch.tensor([[3, 1, 4, 5, 1, 6]])  # an EOS of the input, and one of the canvas
+    streamer.show(ids, torch.tensor([[1, 1, 0, 2, 2, 2]]), ids == 4, eos_token_ids=[1], input_length=3)
+    picture = file.getvalue()
+    # The text of step 2 and no other is green.
+    green = [piece.split("\x1b[0m")[0] for piece in picture.split("\x1b[1;32m")[1:]]
+    assert green == [tokenizer.decode([5, 1, 6])]
+    streamer.end()
+    assert file.getvalue().rstrip().endswith(tokenizer.decode([3, 5]))
+    assert tokenizer.decode([6]) not in file.getvalue()[len(picture) :]
+
+
+def test_what_steers_a_terminal_is_not_written():
+    assert printable("a\x1b[2Jb\tc\nd\u202ee\x00 漢🙂") == "a\ufffd[2Jb\tc\nd\ufffde\ufffd 漢🙂"
+
+
 def test_the_canvas_streamer_shows_the_part_of_a_high_canvas_that_is_being_filled(tokenizer):
     model = random_model("llada", tokenizer)
     file = io.StringIO()
@@ -422,6 +467,53 @@ def test_a_live_rule_is_saved_by_its_path(tokenizer, tmp_path):
     policy.name_or_path = "someone/policy"
     DiffusionGenerationConfig(unmasking=policy).save_pretrained(tmp_path / "policy")
     assert DiffusionGenerationConfig.from_pretrained(tmp_path / "policy").unmasking == "someone/policy"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"threshold": 0.5},
+        {"repetition_penalty": 1.2},
+        {"max_new_tokens": -1},
+        {"pad_token_id": [0]},
+        {"eos_token_id": "x"},
+    ],
+    ids=str,
+)
+def test_a_model_with_a_wrong_setting_is_not_saved_by_halves(tokenizer, tmp_path, fields):
+    model = random_model("llada", tokenizer)
+    for name, value in fields.items():
+        setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_numbers_of_numpy_are_saved_and_errors_change_nothing(tmp_path):
+    config = DiffusionGenerationConfig(temperature=np.float64(0.5), max_new_tokens=np.int64(8), seed=np.int64(3))
+    config.save_pretrained(tmp_path)
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path) == config and "0.5" in repr(config)
+    with pytest.raises(ValueError, match="temperature=-1"):
+        config.update(temperature=-1, seed=4)
+    assert config.temperature == 0.5 and config.seed == 3
+    assert config.update(seed=4) == {} and config.seed == 4
+    one, other = (DiffusionGenerationConfig(unmasking=lambda state: state.candidates) for _ in range(2))
+    assert one == one and one != other
+
+
+def test_a_live_rule_given_on_loading_stays_alive(tokenizer, tmp_path):
+    random_model("llada", tokenizer).save_pretrained(tmp_path)
+    config = DiffusionGenerationConfig(unmasking=rightmost_first, eos_token_id=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, generation_config=config)
+    assert model.generation_config.unmasking is rightmost_first
+    model.generate(PROMPT, max_new_tokens=4)
+
+
+def test_fields_of_dream_s_config_are_explained(tmp_path, caplog):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"alg": "entropy", "steps": 64, "cache": None}))
+    with caplog.at_level("WARNING", logger="trl_diffusion"):
+        config = DiffusionGenerationConfig.from_pretrained(tmp_path)
+    assert "`alg` is `unmasking` here" in caplog.text and config.cache == "none"
 
 
 def test_what_changes_the_distribution_is_reported(tokenizer):

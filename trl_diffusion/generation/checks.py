@@ -4,6 +4,7 @@
 """What `generate` refuses, before any work is done."""
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from .configuration import DiffusionGenerationConfig
 from .streamers import CanvasStreamer
@@ -18,8 +19,8 @@ def check_settings(model, config: DiffusionGenerationConfig):
     """
     if isinstance(config.unmasking, str) and config.unmasking not in RULES:
         raise ValueError(
-            f"unmasking={config.unmasking!r} says where a rule came from, and is not imported from there by itself: "
-            "load or import it, and pass it: `generate(unmasking=rule)`."
+            f"unmasking={config.unmasking!r} says where a rule came from, and nothing is imported because a "
+            "file says so: load or import the rule, and pass it itself as `unmasking`."
         )
     full = model.attention == "full"
     if config.cache == "block" and full:
@@ -48,8 +49,9 @@ def check_settings(model, config: DiffusionGenerationConfig):
             "Set a temperature, alg_temp, or unmasking='random'."
         )
     vocabulary = model.config.vocab_size
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
+    for name in ("suppress_tokens", "begin_suppress_tokens", "eos_token_ids", "pad_token_id"):
         tokens = getattr(config, name) or []
+        tokens = [tokens] if isinstance(tokens, int) else tokens
         if any(token >= vocabulary for token in tokens):
             raise ValueError(f"{name} has the id {max(tokens)}; the model has {vocabulary} tokens.")
     forbidden = {*(config.suppress_tokens or []), *(config.begin_suppress_tokens or []), model.mask_token_id}
@@ -71,8 +73,15 @@ def check_inputs(
     Raises:
         ValueError: names the argument and the remedy.
     """
+    vocabulary = model.config.vocab_size
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (B, P).")
+    if input_ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"input_ids is {input_ids.dtype}; token ids are int64.")
+    if streamer is not None and not isinstance(streamer, BaseStreamer):
+        raise ValueError(
+            f"streamer is a {type(streamer).__name__}; it must be a CanvasStreamer, or a streamer of transformers."
+        )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; they must "
@@ -95,6 +104,9 @@ def check_inputs(
             f"the prompt ({width} tokens) and max_new_tokens={length} exceed the model's {limit} positions. Shorten "
             "one of them."
         )
+    wrong = input_ids[attention_mask.bool() & ((input_ids < 0) | (input_ids >= vocabulary))]
+    if len(wrong):
+        raise ValueError(f"input_ids has the id {wrong[0].item()}; the model has {vocabulary} tokens.")
     if infill_mask is not None:
         if infill_mask.shape != input_ids.shape or infill_mask.dtype != torch.bool:
             raise ValueError(
@@ -125,7 +137,7 @@ def check_inputs(
                 f"{(batch_size, length)}, with -100 where the model fills."
             )
         given = hint_ids[hint_ids != -100]
-        wrong = given[(given < 0) | (given >= model.config.vocab_size) | (given == model.mask_token_id)]
+        wrong = given[(given < 0) | (given >= vocabulary) | (given == model.mask_token_id)]
         if len(wrong):
             raise ValueError(
                 f"hint_ids has the id {wrong[0].item()}; hints are tokens of the vocabulary other than the mask "

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import logging
@@ -127,8 +128,10 @@ class DiffusionGenerationConfig(GenerationConfig):
             One seed, or one per row of the output. Row r draws from its own generator (seeds[r], or a hash of
             (seed, r)), so that a row does not depend on the batch it is in. `None`: drawn from torch's global
             generator.
-        eos_token_id, pad_token_id (`int` or `list[int]`, *optional*):
+        eos_token_id (`int` or `list[int]`, *optional*):
             Generation of a row stops at the end of the block in which an EOS stands with no mask before it.
+        pad_token_id (`int`, *optional*):
+            Stands behind the first EOS in the returned sequences. Defaults to the first EOS id.
 
     Raises:
         ValueError: a field's value is out of range, or the field does nothing in a generation by denoising.
@@ -136,7 +139,8 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         for name, default in _OWN_DEFAULTS.items():
-            setattr(self, name, kwargs.pop(name, default))
+            value = kwargs.pop(name, None)
+            setattr(self, name, default if value is None else value)
         for name, default in (("max_new_tokens", 256), ("temperature", 0.0)):
             if kwargs.get(name) is None:
                 kwargs[name] = default
@@ -164,7 +168,13 @@ class DiffusionGenerationConfig(GenerationConfig):
         silent = {"use_cache": True, "output_attentions": False, "output_hidden_states": False, "output_scores": False}
         dropped = {name: value for name, value in dropped.items() if value not in (None, silent.get(name))}
         if dropped:
-            logger.warning(f"Generation settings without a meaning for a diffusion model are left out: {dropped}.")
+            hint = ""
+            if dropped.keys() & {"alg", "steps", "eps"}:
+                hint = (
+                    " Dream's `alg` is `unmasking` here, its `steps` are `num_denoising_steps` with "
+                    "step_schedule='linear_time'."
+                )
+            logger.warning(f"Generation settings that have no meaning here are left out: {dropped}.{hint}")
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -178,11 +188,29 @@ class DiffusionGenerationConfig(GenerationConfig):
         plain, rule = copy.copy(self), self.unmasking
         plain.unmasking = rule if isinstance(rule, str) else rule_path(rule) or f"<unsaved {type(rule).__name__}>"
         output = super(DiffusionGenerationConfig, plain).to_dict()
+        output = {name: value.item() if isinstance(value, np.generic) else value for name, value in output.items()}
         # transformers refuses to write a temperature without it, and reads the file as its own class at times.
         output["do_sample"] = self.is_stochastic
         if not self.is_stochastic:
             output["temperature"] = None
         return output
+
+    def __eq__(self, other) -> bool:
+        """Whether all fields are equal; live unmasking rules where they are the same object."""
+        same_rule = self.unmasking == getattr(other, "unmasking", None) or not callable(self.unmasking)
+        return super().__eq__(other) and same_rule
+
+    __hash__ = GenerationConfig.__hash__
+
+    def update(self, **kwargs) -> dict[str, Any]:
+        """As [`~transformers.GenerationConfig.update`]; an error changes nothing."""
+        before = dict(vars(self))
+        try:
+            return super().update(**kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def save_pretrained(self, *args, **kwargs):
         """As [`~transformers.GenerationConfig.save_pretrained`]. Raises as [`check_saveable`]."""
@@ -190,7 +218,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         return super().save_pretrained(*args, **kwargs)
 
     def check_saveable(self):
-        """Raises a ValueError where `unmasking` is a callable that no path leads to."""
+        """Raises a ValueError where a field is out of range, or `unmasking` a callable that no path leads to."""
+        self.validate()
         if not isinstance(self.unmasking, str) and rule_path(self.unmasking) is None:
             raise ValueError(
                 f"unmasking={self.unmasking!r} cannot be written to a file: save the module first, or define the "
@@ -233,6 +262,13 @@ class DiffusionGenerationConfig(GenerationConfig):
             _require(
                 _is_int(self.num_return_sequences, 1), "num_return_sequences", self.num_return_sequences, "be ≥ 1"
             )
+        for name in ("bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            _require(value is None or _is_int(value, 0), name, value, "be a token id, or None")
+        eos = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        good = all(token is None or _is_int(token, 0) for token in eos)
+        _require(good, "eos_token_id", self.eos_token_id, "be a token id, or a list of them")
+        _require(isinstance(self.torch_compile, bool), "torch_compile", self.torch_compile, "be True or False")
         seeds = self.seed if isinstance(self.seed, (list, tuple)) else [] if self.seed is None else [self.seed]
         good = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
         _require(good, "seed", self.seed, "be an integer, or a list of one per row")
@@ -293,7 +329,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         """Whether two rows of the same prompt can differ."""
         rule = self.unmasking
         chooses_at_random = rule in ("random", "origin") if isinstance(rule, str) else True
-        return self.temperature > 0 or bool(self.alg_temp) or chooses_at_random
+        return bool(self.temperature > 0 or self.alg_temp or chooses_at_random)
 
 
 def rule_path(rule: Callable) -> str | None:

@@ -4,6 +4,7 @@
 """`model.generate()` for diffusion language models."""
 
 import copy
+import reprlib
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,9 @@ class DiffusionGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         """Load `generation_config.json` as a [`DiffusionGenerationConfig`] (the parent hard-codes its own class)."""
+        if isinstance(generation_config, DiffusionGenerationConfig):
+            self.generation_config = copy.copy(generation_config)  # with its live rule, if it has one
+            return
         if generation_config is not None:
             self.generation_config = DiffusionGenerationConfig.from_dict(generation_config.to_dict())
             return
@@ -123,6 +127,8 @@ class DiffusionGenerationMixin(GenerationMixin):
         if infill_mask is not None and not given_config and "max_new_tokens" not in kwargs:
             config.max_new_tokens = 0
         check_settings(self, config)
+        if not isinstance(input_ids, torch.Tensor):
+            raise ValueError(f"input_ids is a {type(input_ids).__name__}; it must be a tensor of shape (B, P).")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_inputs(self, config, input_ids, attention_mask, infill_mask, hint_ids, streamer)
@@ -165,9 +171,10 @@ class DiffusionGenerationMixin(GenerationMixin):
         config = copy.copy(config)
         unknown = sorted(set(kwargs) - set(vars(config)))
         if unknown:
+            value = reprlib.repr(kwargs[unknown[0]])
             raise ValueError(
-                f"generate() got {unknown[0]}={kwargs[unknown[0]]!r}, which is not a field of "
-                "DiffusionGenerationConfig."
+                f"generate() got {unknown[0]}={value}, which is not a field of DiffusionGenerationConfig. Leave it "
+                "out."
             )
         # All at once: a canvas and a block length that fit each other may not fit the values they replace.
         for name, value in kwargs.items():

@@ -3,7 +3,9 @@
 
 """Watching a generation: the canvas as it fills up, or text as soon as nothing before it can change."""
 
+import unicodedata
 from collections.abc import Callable
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,7 +57,14 @@ class CanvasStreamer(BaseStreamer):
         """Part of transformers' interface; a canvas is shown by [`show`]."""
         raise NotImplementedError("CanvasStreamer shows whole canvases: call `show`.")
 
-    def show(self, canvas: torch.Tensor, steps: torch.Tensor, masked: torch.Tensor, eos_token_ids: list[int]):
+    def show(
+        self,
+        canvas: torch.Tensor,
+        steps: torch.Tensor,
+        masked: torch.Tensor,
+        eos_token_ids: list[int],
+        input_length: int = 0,
+    ):
         """Draw the state after a step.
 
         Args:
@@ -67,12 +76,14 @@ class CanvasStreamer(BaseStreamer):
                 Positions not filled yet.
             eos_token_ids (`list[int]`):
                 Ids that end a completion.
+            input_length (`int`, *optional*, defaults to 0):
+                Leading columns that belong to the input, where an EOS ends nothing.
         """
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
         self._final = [
-            self._finished_text(ids, hidden, eos_token_ids)
+            self._finished_text(ids, hidden, eos_token_ids, input_length)
             for ids, hidden in zip(canvas.tolist(), masked.tolist(), strict=True)
         ]
         # Off a terminal rich would write every picture below the last one.
@@ -85,12 +96,18 @@ class CanvasStreamer(BaseStreamer):
         """One row. Of a canvas with more lines than the terminal, those around the first mask."""
         newest = max(steps, default=0)
         drawing, first_mask = Text(), None
-        for token, step, is_masked in zip(ids, steps, masked, strict=True):
-            if is_masked:
+        # Neighbours that look alike are decoded together: a character may be spread over several tokens.
+        styles = [
+            "dim" if hidden else "bold green" if step == newest > 0 else ""
+            for step, hidden in zip(steps, masked, strict=True)
+        ]
+        for style, places in groupby(range(len(ids)), key=lambda place: styles[place]):
+            tokens = [ids[place] for place in places]
+            if style == "dim":
                 first_mask = len(drawing) if first_mask is None else first_mask
-                drawing.append("·", style="dim")
+                drawing.append("·" * len(tokens), style=style)
             else:
-                drawing.append(self.tokenizer.decode([token]), style="bold green" if step == newest > 0 else "")
+                drawing.append(printable(self.tokenizer.decode(tokens)), style=style)
         lines = drawing.wrap(self.console, self.console.width - 4)
         if len(lines) > height:
             at = len(drawing) if first_mask is None else first_mask
@@ -100,11 +117,12 @@ class CanvasStreamer(BaseStreamer):
             drawing = Text("\n").join(lines[first : first + height])
         return Panel(drawing, title=f"step {newest}", title_align="left")
 
-    def _finished_text(self, ids: list[int], hidden: list[bool], eos_token_ids: list[int]) -> str:
-        kept = [token for token, is_masked in zip(ids, hidden, strict=True) if not is_masked]
+    def _finished_text(self, ids: list[int], hidden: list[bool], eos_token_ids: list[int], input_length: int) -> str:
+        end = len(ids)
         if self.skip_special_tokens:
-            kept = kept[: next((place for place, token in enumerate(kept) if token in eos_token_ids), len(kept))]
-        return self.tokenizer.decode(kept, skip_special_tokens=self.skip_special_tokens)
+            end = next((place for place in range(input_length, end) if ids[place] in eos_token_ids), end)
+        kept = [token for token, is_masked in zip(ids[:end], hidden[:end], strict=True) if not is_masked]
+        return printable(self.tokenizer.decode(kept, skip_special_tokens=self.skip_special_tokens))
 
     def end(self):
         """Take the picture away and write the finished text."""
@@ -117,6 +135,19 @@ class CanvasStreamer(BaseStreamer):
                 for text in self._final:
                     self.console.print(Text(text), soft_wrap=True)
             self._final = []
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: control characters other than line breaks and tabs, and those that
+    turn the direction of writing."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(character) else character for character in text)
+
+
+def _steers(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turns or unicodedata.category(character) == "Cc"
 
 
 def make_stream(streamer: BaseStreamer, prompt_width: int) -> "Callable[[Generation], None]":
@@ -146,7 +177,8 @@ class _Stream:
 class _CanvasStream(_Stream):
     def __call__(self, generation: "Generation"):
         tokens, steps, masked, begin = self._state(generation)
-        self.streamer.show(tokens[:, begin:], steps[:, begin:], masked[:, begin:], generation.config.eos_token_ids)
+        eos_ids, input_length = generation.config.eos_token_ids, self.prompt_width - begin
+        self.streamer.show(tokens[:, begin:], steps[:, begin:], masked[:, begin:], eos_ids, input_length)
 
 
 class _TextStream(_Stream):

@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import CanvasStreamer, DiffusionGenerationConfig
+from ..generation.streamers import printable
 from ..models import DiffusionModelMixin
 from .answers import Answer, encode, exceeds_positions, generate_answers
 from .generation_options import SETTINGS, describe_setting, given_settings, load_model, parse_setting, with_settings
@@ -162,7 +163,7 @@ class Chat:
         """
         if not line.startswith("/"):
             return self.turn(line)
-        name, _, rest = line.partition(" ")
+        name, rest = (*line.split(maxsplit=1), "")[:2]
         if name not in self.commands:
             raise ValueError(f"{name} is no command. /help lists them; a space before the line sends it.")
         self.commands[name](rest.strip())
@@ -179,7 +180,7 @@ class Chat:
         started = time.perf_counter()
         answer = generate_answers(self.model, self.tokenizer, [ids], self.config, self.streamer)[0]
         seconds = time.perf_counter() - started
-        print(answer.text)
+        print(printable(answer.text) if self.console.is_terminal else answer.text)
         self.say(describe(answer, seconds))
         self.conversation.turns.append((text, answer.text))
 
@@ -204,7 +205,12 @@ class Chat:
         """`/system`: the message before the conversation."""
         if not self.conversation.has_template:
             raise ValueError("/system needs a chat template, and this tokenizer has none.")
-        self.conversation.system = rest or None
+        before, self.conversation.system = self.conversation.system, rest or None
+        try:
+            self.tokenizer.apply_chat_template(self.conversation.prompt("text"), tokenize=False)
+        except Exception as error:
+            self.conversation.system = before
+            raise ValueError(f"/system: the chat template refuses this message ({error}).") from error
         self.say("The system message is set." if rest else "There is no system message.")
 
     def clear(self, rest: str):

@@ -6,7 +6,11 @@
 import json
 import os
 import sys
+import tempfile
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -16,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..generation import CanvasStreamer, DiffusionGenerationConfig
 from ..generation.noise import row_seeds
+from ..generation.streamers import printable
 from ..models import DiffusionModelMixin
 from .answers import Answer, encode, exceeds_positions, generate_answers
 from .generation_options import add_arguments as add_generation_arguments
@@ -84,8 +89,31 @@ def run(args: Namespace):
     batch_size = (1 if live else 8) if args.batch_size is None else args.batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    if args.output is not None and not os.path.isdir(os.path.dirname(args.output) or "."):
-        raise ValueError(f"output={args.output!r} stands in a folder that does not exist. Make it first.")
+    if args.output is None:
+        generate(args, settings, live, batch_size, None)
+        return
+    with whole_file(args.output) as file:
+        rows = generate(args, settings, live, batch_size, file)
+    print(f"{args.output}: {rows} completion{'s' if rows > 1 else ''}.")
+
+
+def generate(args: Namespace, settings: dict[str, Any], live: bool, batch_size: int, file: TextIO | None) -> int:
+    """Generate batch by batch; a batch is written as soon as it is there.
+
+    Args:
+        args (`argparse.Namespace`):
+            The command line.
+        settings (`dict`):
+            Settings of the generation that it names.
+        live (`bool`), batch_size (`int`):
+            Whether to show the canvas, and how many prompts at a time.
+        file (`TextIO`, *optional*):
+            Takes JSON lines; `None`: completions go to the standard output.
+
+    Returns:
+        `int`: completions.
+    """
+    on_terminal = sys.stdout.isatty()
     prompts = read_prompts(args)
     model, tokenizer = load_model(args)
     config = with_settings(model, model.generation_config, settings)
@@ -100,8 +128,7 @@ def run(args: Namespace):
     console = Console()
     streamer = CanvasStreamer(tokenizer, console, print_text=False) if live else None
     starts = range(0, len(prompts), batch_size)
-    quiet = args.output is None or live or not sys.stderr.isatty()
-    rows = []
+    quiet = file is None or live or not sys.stderr.isatty()
     for start in tqdm(starts, desc="Generating", disable=quiet, leave=False):
         batch = slice(start, start + batch_size)
         row_batch = slice(start * copies, (start + batch_size) * copies)
@@ -110,13 +137,12 @@ def run(args: Namespace):
         )
         for place, prompt in enumerate(prompts[batch]):
             of_prompt = answers[place * copies : (place + 1) * copies]
-            rows += [(prompt, answer) for answer in of_prompt]
-            if args.output is None:
+            if file is not None:
+                write_json_lines(file, prompt, of_prompt)
+            else:
                 heading = prompt if on_terminal and len(prompts) > 1 else None
                 print_answers(console, of_prompt, heading, is_first=start + place == 0)
-    if args.output is not None:
-        write_json_lines(rows, args.output)
-        print(f"{args.output}: {len(rows)} completion{'s' if len(rows) > 1 else ''}.")
+    return len(prompts) * copies
 
 
 def read_prompts(args: Namespace) -> list[str]:
@@ -126,11 +152,16 @@ def read_prompts(args: Namespace) -> list[str]:
         ValueError: there is none.
     """
     if args.prompt is not None:
+        if not all(prompt.strip() for prompt in args.prompt):
+            raise ValueError("prompt has an empty text: give the model something to go on from.")
         return args.prompt
     if args.prompt_file is not None:
         source = f"prompt_file={args.prompt_file!r}"
-        with open(args.prompt_file, encoding="utf-8") as file:
-            lines = file.read().split("\n")
+        try:
+            with open(args.prompt_file, encoding="utf-8") as file:
+                lines = file.read().split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{source} cannot be read as text: {error}") from error
     elif sys.stdin.isatty():
         raise ValueError("prompt is not given. Use --prompt, --prompt_file, or write prompts to the standard input.")
     else:
@@ -178,24 +209,42 @@ def print_answers(console: Console, answers: list[Answer], heading: str | None, 
         if number > 0 or (heading is None and not is_first):
             print()
         # Not through rich, which would break lines.
-        print(answer.text, flush=True)
+        print(printable(answer.text) if console.is_terminal else answer.text, flush=True)
 
 
-def write_json_lines(rows: list[tuple[str, Answer]], path: str):
-    """One JSON object per completion; the file is there whole, or not at all."""
-    temporary = f"{path}.tmp"
+def write_json_lines(file: TextIO, prompt: str, answers: list[Answer]):
+    """One JSON object per completion."""
+    for answer in answers:
+        row = {
+            "prompt": prompt,
+            "completion": answer.text,
+            "num_tokens": answer.num_tokens,
+            "num_forward_passes": answer.num_forward_passes,
+        }
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[TextIO]:
+    """A file that is there whole, or not at all; opened before any work is done.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for prompt, answer in rows:
-                row = {
-                    "prompt": prompt,
-                    "completion": answer.text,
-                    "num_tokens": answer.num_tokens,
-                    "num_forward_passes": answer.num_forward_passes,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        if os.path.isdir(path):
+            raise IsADirectoryError("it is a folder")
+        # In the same folder, so that it can be renamed into its place.
+        file = tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path) or ".", delete=False, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"output={path!r} cannot be written: {error.strerror or error}. Name another file."
+        ) from error
+    try:
+        with file:
+            yield file
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
     except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        os.remove(file.name)
         raise

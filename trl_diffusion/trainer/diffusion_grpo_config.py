@@ -136,7 +136,8 @@ class DiffusionGRPOConfig(GRPOConfig):
             raise ValueError(
                 f"max_completion_length={self.max_completion_length} must be at least 1: it is the canvas."
             )
-        self.diffusion_generation_config()  # checks the generation fields now, not at the first rollout
+        # Now, not at the first rollout, or at the first checkpoint.
+        self.diffusion_generation_config().check_saveable()
 
     def diffusion_generation_config(self, **kwargs) -> DiffusionGenerationConfig:
         """The settings of a rollout; `kwargs` add the special tokens and the seeds, or replace fields."""
