@@ -194,9 +194,10 @@ def test_the_file_has_one_object_per_completion(loaded, tmp_path, capsys):
 
 def test_tokens_behind_an_eos_are_not_counted_and_the_last_position_is_used(loaded, tmp_path):
     out = tmp_path / "out.jsonl"
-    assert run("--prompt", PUZZLES[0], "--max_new_tokens", "112", "--output", str(out)) == 0  # 128 positions
+    more = ["--max_new_tokens", "112", "--temperature", "5", "--seed", "1"]
+    assert run("--prompt", PUZZLES[0], *more, "--output", str(out)) == 0  # 16 + 112 = 128 positions
     row = json.loads(out.read_text())
-    _, rollout = expected(loaded, PUZZLES[:1], max_new_tokens=112)
+    _, rollout = expected(loaded, PUZZLES[:1], max_new_tokens=112, temperature=5.0, seed=1)
     assert row["num_tokens"] == len(rollout.completions()[0]) < (rollout.unmask_step > 0).sum()
     assert run("--prompt", PUZZLES[0], "--max_new_tokens", "113") == 1
 
