@@ -80,6 +80,8 @@ def compare_uncached(report: Report, model, name: str, prompt_ids, length: int, 
     """A row: the same steps, the same tokens, no cache."""
     whole = torch.nn.functional.pad(prompt_ids, (0, length), value=model.mask_token_id)
     warm_up(model, prompt_ids)
+    with torch.no_grad():
+        model(whole)
     rivals = {
         "ours": partial(generate, model, prompt_ids, length, num_denoising_steps=num_steps),
         # What no sampler without a cache gets below: the layers alone, without the head, for every token.
@@ -241,7 +243,8 @@ def grid_cases(args, model, twin, prompt_ids, length: int) -> dict[tuple[str, st
             settings = {"unmasking": rule, "cache": cache, "block_length": block}
             settings |= ADAPTIVE_RULES.get(rule, {"num_denoising_steps": steps})
             cases[rule, cache] = model, partial(generate, model, prompt_ids, length, seed=0, **settings)
-    if not model.logits_shift:  # LLaDA's loop knows nothing of shifted logits
+    # LLaDA's loop knows nothing of shifted logits, and shares blocks and steps out without a remainder.
+    if not model.logits_shift and length % block == 0 and steps % (length // block) == 0:
         cases["plain loop", "none"] = model, lambda: list(plain_loop(model, prompt_ids, length, block, steps))
     settings = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "use_cache": True}
     settings |= {"attention_mask": torch.ones_like(prompt_ids), "pad_token_id": 0}

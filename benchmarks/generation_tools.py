@@ -271,6 +271,7 @@ def race(plain: Iterator, num_blocks: int, rivals: dict[str, Callable], rounds: 
     A step of the plain loop costs the same in every block, and it takes minutes: so it runs once, cut into as many
     pieces as there are rounds, and every rival runs whole after each piece.
     """
+    rounds = min(rounds, num_blocks)
     results, seconds, done = {}, {name: [] for name in ("plain", *rivals)}, 0
     for index in range(rounds):
         upto = num_blocks * (index + 1) // rounds

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -16,6 +17,12 @@ import time
 
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def _take_the_terminal():
+    """The terminal becomes the process's own, so that Ctrl-C reaches it; a background job's children ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Terminal:
@@ -40,8 +47,7 @@ class Terminal:
             cwd=cwd,
             env={**plain, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "INPUTRC": os.devnull},
             start_new_session=True,
-            # The terminal becomes the process's own, so that Ctrl-C reaches it.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_the_terminal,
         )
         os.close(slave)
         self._unread = b""

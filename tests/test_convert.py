@@ -24,7 +24,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion import (
+    AutoModelForDiffusionLM,
+    DiffusionGenerationConfig,
+    DiffusionSFTConfig,
+    DiffusionSFTTrainer,
+)
 from trl_diffusion.models.from_autoregressive import convert_autoregressive
 from trl_diffusion.scripts.cli import main
 from trl_diffusion.tasks import character_tokenizer
@@ -177,7 +182,9 @@ def test_generation_defaults_are_the_special_tokens_alone(source, tmp_path):
     saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(source)
     assert saved["eos_token_id"] == tokenizer.eos_token_id and saved["pad_token_id"] == tokenizer.pad_token_id
-    assert saved["temperature"] == 0.0 and saved.get("top_k") is None
+    # Greedy, in transformers' terms and ours.
+    assert saved["do_sample"] is False and saved.get("top_k") is None
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path / "out").temperature == 0.0
 
 
 @pytest.mark.parametrize("source", ["llama"], indirect=True)

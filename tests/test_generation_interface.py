@@ -190,6 +190,72 @@ def test_generation_leaves_the_mode_of_every_module(tokenizer):
     assert modes == {False}
 
 
+def test_a_padded_batch_is_filled_row_by_row(family, tokenizer):
+    model = random_model(family, tokenizer)
+    ids = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 0, 4, 5]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    infill = torch.tensor([[True, False, True, False, False], [False, False, False, False, True]])
+    rollout = model.generate(ids, attention_mask=mask, infill_mask=infill, return_dict_in_generate=True).rollout
+    assert torch.equal(rollout.completion_mask, mask.long())
+    assert torch.equal(rollout.fixed, mask & ~infill)
+    assert [len(ids) for ids in rollout.completions()] == [5, 2]
+    assert rollout.prompt_mask.dtype == torch.long and rollout.num_forward_passes.tolist() == [2, 1]
+    fewer = model.generate(
+        PROMPT, infill_mask=torch.ones_like(PROMPT, dtype=torch.bool), block_length=8, num_denoising_steps=2,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert fewer.rollout.num_forward_passes.tolist() == [2]
+
+
+def test_guidance_hides_what_is_given_in_the_input_and_not_what_is_filled(tokenizer):
+    """Filling the end of the input is generating a canvas of that length."""
+    model = random_model("llada", tokenizer)
+    infill = torch.tensor([[False, False, True, True, True]])
+    filled = model.generate(PROMPT, infill_mask=infill, guidance_scale=2.0, return_dict_in_generate=True).rollout
+    canvas = full_rollout(model, PROMPT[:, :2], max_new_tokens=3, guidance_scale=2.0).rollout
+    assert torch.equal(filled.canvas_ids, canvas.canvas_ids) and torch.equal(filled.unmask_step, canvas.unmask_step)
+    assert torch.allclose(filled.logprobs, canvas.logprobs, atol=1e-5)
+
+
+def test_an_eos_of_the_prompt_ends_nothing(family, tokenizer):
+    ids = torch.tensor([[5, 1, 6]])
+    rollout = full_rollout(
+        random_model(family, tokenizer), ids, block_length=4, eos_token_id=1, suppress_tokens=[1]
+    ).rollout
+    assert (rollout.unmask_step > 0).all() and rollout.completion_mask.all()
+
+
+def test_eos_and_padding_come_from_the_model_where_a_config_has_none(tokenizer):
+    model = random_model("llada", tokenizer)
+    free = full_rollout(model, block_length=4).rollout.canvas_ids[0]
+    eos = free[1].item()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = [eos, 1], 7
+    config = DiffusionGenerationConfig(max_new_tokens=8, block_length=4, return_dict_in_generate=True)
+    output = model.generate(PROMPT, generation_config=config)
+    end = 5 + output.rollout.completion_mask.sum()
+    assert end < 13 and (output.sequences[0, end:] == 7).all() and (output.rollout.canvas_ids[0, 4:] == 2).all()
+    model.generation_config.pad_token_id = None
+    assert (model.generate(PROMPT, generation_config=config).sequences[0, end:] == eos).all()
+    assert model.generate(PROMPT, generation_config=config, eos_token_id=[]).sequences[0, 5:].tolist() == free.tolist()
+    assert config.eos_token_id is None and config.pad_token_id is None
+
+
+def test_blocks_draw_numbers_of_their_own(tokenizer):
+    """With flat logits every token is the row's number; blocks of one token each take their first."""
+    model = random_model("llada", tokenizer, vocab_size=101)
+    nn.init.zeros_(model.lm_head.weight)
+    rollout = full_rollout(model, max_new_tokens=16, block_length=1, temperature=1.0, seed=1).rollout
+    assert len(rollout.canvas_ids.unique()) > 8
+
+
+def test_copies_may_differ_by_the_order_alone(tokenizer):
+    model = random_model("llada", tokenizer)
+    rollout = full_rollout(model, alg_temp=1.0, num_return_sequences=8, seed=1).rollout
+    assert len(rollout.unmask_step.unique(dim=0)) > 1
+    one = full_rollout(model, PROMPT.int()).rollout
+    assert one.prompt_ids.dtype == one.canvas_ids.dtype == torch.long
+
+
 def test_filling_padding_is_refused(tokenizer):
     mask = torch.tensor([[0, 1, 1, 1, 1]])
     with pytest.raises(ValueError, match="infill_mask is True on padding"):
@@ -308,14 +374,25 @@ def test_a_rule_may_write_into_what_it_sees_and_keep_it(tokenizer):
         kept.append((state.input_ids, state.step, state.candidates.clone()))
         chosen = state.candidates
         chosen &= state.confidence > 0.5
+        for values in (state.tokens, state.logprobs, state.share, state.fraction, state.draw.tokens):
+            values.fill_(2)  # the mask token
         return chosen
 
     model = random_model("llada", tokenizer)
     rollout = full_rollout(model, unmasking=rule).rollout
-    assert (rollout.unmask_step > 0).all()
+    assert (rollout.unmask_step > 0).all() and (rollout.canvas_ids != tokenizer.mask_token_id).all()
+    assert (rollout.logprobs < 0).all()
     for number, (ids, step, candidates) in enumerate(kept, start=1):
         assert step.tolist() == [number]
         assert torch.equal(ids[:, 5:] == tokenizer.mask_token_id, candidates)
+
+
+def test_a_rule_may_take_more_steps_than_the_schedule_has(tokenizer):
+    def hesitant(state):
+        return torch.zeros_like(state.candidates)
+
+    rollout = full_rollout(random_model("llada", tokenizer), unmasking=hesitant, num_denoising_steps=1).rollout
+    assert rollout.num_forward_passes.tolist() == [8] and rollout.forced.all()
 
 
 @pytest.mark.parametrize("returned", [None, [True], torch.ones(1, 8), torch.ones(2, 8, dtype=torch.bool)], ids=repr)

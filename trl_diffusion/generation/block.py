@@ -143,14 +143,17 @@ class Block:
         del logits
         self.steps_done += self.open.any(dim=1)
         state = self._state(step, drawn, order.clamp(0, width - 1))
+        tokens, logprobs = state.tokens, state.logprobs
         if isinstance(config.unmasking, str):
             committed, forced = RULES[config.unmasking](state, config)
         else:
+            # It may write into what it is given.
+            tokens, logprobs = tokens.clone(), logprobs.clone()
             committed, forced = custom_rule(state, config, self.open)
 
         window = self.ids[:, self.start : self.end]
-        window.copy_(torch.where(committed, state.tokens, window))
-        self.logprobs = torch.where(committed, state.logprobs.float(), self.logprobs)
+        window.copy_(torch.where(committed, tokens, window))
+        self.logprobs = torch.where(committed, logprobs.float(), self.logprobs)
         self.unmask_step = torch.where(committed, self.steps_done[:, None], self.unmask_step).to(torch.int16)
         self.forced |= forced
         self.open &= ~committed
@@ -166,8 +169,8 @@ class Block:
             candidates=copied(self.open),
             slots=slots,
             draw=drawn,
-            share=share,
-            fraction=fraction,
+            share=copied(share),
+            fraction=copied(fraction),
             noise=self._noise(POSITIONS, step) if needs_noise(self.config) else None,
             input_ids=copied(self.ids),
             block=slice(self.start, self.end),
@@ -221,7 +224,7 @@ class Block:
             return 0, last, last, False
         if config.cache == "block":
             # The commit of finished blocks rides on the next block's first step.
-            first = min(first, generation.committed) if step == 0 else first
+            first = generation.committed if step == 0 else first
             return first, self.end, total if config.torch_compile else self.end, step == 0
         if refresh:
             return 0, total, total, True

@@ -88,7 +88,8 @@ class DiffusionGenerationConfig(GenerationConfig):
 
             Or as many as the model is sure of, and at least the share:
 
-            - `"threshold"`: confidence ≥ `threshold` (Fast-dLLM; SDAR's dynamic decoding);
+            - `"threshold"`: confidence ≥ `threshold` (Fast-dLLM; at temperature 1 without filters SDAR's dynamic
+              decoding);
             - `"factor"`: the n most confident while the n-th confidence ≥ 1 − `factor` / (n + 1) (Fast-dLLM);
             - `"entropy_bounded"`: the n surest while their entropies without the largest add up to ≤ `entropy_bound`
               (EB-sampler, arXiv 2505.24857, equation 6).

@@ -132,7 +132,7 @@ class DiffusionGenerationMixin(GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         check_inputs(self, config, input_ids, attention_mask, infill_mask, hint_ids, streamer)
-        attention_mask = attention_mask.long()
+        input_ids, attention_mask = input_ids.long(), attention_mask.long()
         copies = config.num_return_sequences or 1
         if copies > 1:
             tensors = (input_ids, attention_mask, infill_mask, hint_ids)

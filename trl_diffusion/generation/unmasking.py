@@ -139,8 +139,8 @@ def _leftmost(state: UnmaskingState) -> torch.Tensor:
 
 
 def threshold_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every position with confidence ≥ τ, and at least the share (Fast-dLLM, arXiv 2505.22618; SDAR's dynamic
-    decoding)."""
+    """Every position with confidence ≥ τ, and at least the share (Fast-dLLM, arXiv 2505.22618; at temperature 1
+    without filters SDAR's dynamic decoding, whose confidence is that of the distribution drawn from)."""
     return commit(state.confidence, state.candidates, state.share, lambda ordered: ordered >= config.threshold)
 
 
