@@ -92,7 +92,7 @@ class DiffusionGenerationConfig(GenerationConfig):
               decoding);
             - `"factor"`: the n most confident while the n-th confidence ≥ 1 − `factor` / (n + 1) (Fast-dLLM);
             - `"entropy_bounded"`: the n surest while their entropies without the largest add up to ≤ `entropy_bound`
-              (EB-sampler, arXiv 2505.24857, equation 6).
+              (EB-sampler, arXiv 2505.24857).
 
             `"origin"`: each with the share's probability (Dream). Or a callable, such as a policy's module: takes an
             [`UnmaskingState`] and returns the positions to commit.

@@ -157,7 +157,7 @@ def factor_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tens
 
 def entropy_bounded_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest set U of the surest positions with Σ_U H − max_U H ≤ γ, and at least the share (EB-sampler, arXiv
-    2505.24857, equation 6). Entropies ascend, so that the sum without the largest is that of those before.
+    2505.24857). Entropies ascend, so that the sum without the largest is that of those before.
 
     SDAR's code counts the largest too, and commits fewer at the same bound.
     """
