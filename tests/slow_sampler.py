@@ -22,6 +22,7 @@ class SlowRow:
 
 
 def visibility(length: int, block_length: int) -> torch.Tensor:
+    """Block-causal visibility of one unpadded row, written out: (1, 1, L, L)."""
     mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
     for query in range(length):
         for key in range(length):

@@ -6,6 +6,7 @@
 import pytest
 import torch
 from conftest import golden_model, random_model
+from slow_sampler import visibility
 
 from trl_diffusion.likelihood import MaskedView, block_trace_masks, score_views, trace_masks
 
@@ -13,15 +14,6 @@ from trl_diffusion.likelihood import MaskedView, block_trace_masks, score_views,
 TOLERANCE = 1e-4
 LENGTHS = [5, 9, 12, 3]  # none but 12 a multiple of the block
 CANVAS = 14  # ragged for blocks of 4
-
-
-def visibility(length: int, block_length: int) -> torch.Tensor:
-    """Block-causal visibility of one unpadded row, written out: (1, 1, L, L)."""
-    mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
-    for query in range(length):
-        for key in range(length):
-            mask[0, 0, query, key] = key // block_length <= query // block_length
-    return mask
 
 
 def slow_logprobs(model, rollout, row: int, temperature: float) -> torch.Tensor:
