@@ -59,6 +59,11 @@ class CanvasLayout:
     source_ids: torch.Tensor
     source_fill: torch.Tensor
 
+    @property
+    def begin(self) -> int:
+        """Place of the first position that any row fills in the input, or else of the canvas."""
+        return self.source_ids.size(1) - int(self.lengths.max())
+
     def gather_back(self, values: torch.Tensor) -> torch.Tensor:
         """Values of the layout, (B, L), at the positions that are filled, and 0 elsewhere: (B, P + C)."""
         gathered = values.gather(1, self.columns.clamp(0, values.size(1) - 1))

@@ -158,9 +158,7 @@ def denoise(
             streamer.end()
 
     # With positions filled in the input, the canvas reaches back to the first of them.
-    begin = prompt_width
-    if infill_mask is not None and infill_mask.any():
-        begin = int(infill_mask.any(dim=0).nonzero()[0])
+    begin = layout.begin
     tokens = layout.tokens(generation.ids)
     finished = completion_mask(tokens[:, prompt_width:], config.eos_token_ids)
     return Rollout(

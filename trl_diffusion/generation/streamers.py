@@ -164,19 +164,18 @@ class _Stream:
     def __init__(self, streamer: BaseStreamer, prompt_width: int):
         self.streamer, self.prompt_width = streamer, prompt_width
 
-    def _state(self, generation: "Generation") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Tokens, steps and masks of input and canvas, on the CPU, and where the first position filled stands."""
+    def _state(self, generation: "Generation") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, steps and masks of input and canvas, on the CPU."""
         layout = generation.layout
         steps = layout.gather_back(generation.unmask_step).cpu()
         masked = layout.source_fill.cpu() & (steps == 0)
-        filled = layout.source_fill.any(dim=0)
-        begin = min(int(filled.nonzero()[0]), self.prompt_width) if filled.any() else self.prompt_width
-        return layout.tokens(generation.ids).cpu(), steps, masked, begin
+        return layout.tokens(generation.ids).cpu(), steps, masked
 
 
 class _CanvasStream(_Stream):
     def __call__(self, generation: "Generation"):
-        tokens, steps, masked, begin = self._state(generation)
+        tokens, steps, masked = self._state(generation)
+        begin = generation.layout.begin
         eos_ids, input_length = generation.config.eos_token_ids, self.prompt_width - begin
         self.streamer.show(tokens[:, begin:], steps[:, begin:], masked[:, begin:], eos_ids, input_length)
 
@@ -185,10 +184,10 @@ class _TextStream(_Stream):
     given = None  # tokens handed over so far
 
     def __call__(self, generation: "Generation"):
-        tokens, _, masked, begin = self._state(generation)
+        tokens, _, masked = self._state(generation)
         if self.given is None:
-            self.streamer.put(tokens[:, :begin])
-            self.given = begin
+            self.given = generation.layout.begin
+            self.streamer.put(tokens[:, : self.given])
         settled = int(masked[0].long().cumsum(0).eq(0).sum())
         # A row ends with the first EOS of the canvas.
         eos_ids = generation.config.eos_token_ids
