@@ -58,6 +58,10 @@ class Block:
         self.unmask_step = generation.unmask_step[self.row_index, self.start : self.end]
         self.logprobs = generation.logprobs[self.row_index, self.start : self.end]
         self.forced = generation.forced[self.row_index, self.start : self.end]
+        self.recorded = ["unmask_step", "logprobs", "forced"]
+        if self.config.output_entropies:
+            self.recorded.append("entropies")
+            self.entropies = generation.entropies[self.row_index, self.start : self.end]
         self.left = np.where(alive, layout.fill_counts[self.rows, index], 0)
         # What the steps commit, (steps, R): the CPU's, and the device's own.
         steps = generation.steps[self.rows, index]
@@ -98,13 +102,13 @@ class Block:
         generation, rows = self.generation, self.row_index
         generation.ids[rows] = self.ids
         generation.steps_done[rows] = self.steps_done
-        for name in ("unmask_step", "logprobs", "forced"):
+        for name in self.recorded:
             getattr(generation, name)[rows, self.start : self.end] = getattr(self, name)
 
     def _select(self, places: np.ndarray):
         """Go on with some rows: (R',)."""
         on_device = self._to_device(places)
-        for name in ("row_index", "ids", "open", "steps_done", "unmask_step", "logprobs", "forced"):
+        for name in ("row_index", "ids", "open", "steps_done", *self.recorded):
             setattr(self, name, getattr(self, name)[on_device])
         for name in ("device_shares", "device_fractions"):
             setattr(self, name, getattr(self, name)[:, on_device])
@@ -144,16 +148,20 @@ class Block:
         self.steps_done += self.open.any(dim=1)
         state = self._state(step, drawn, order.clamp(0, width - 1))
         tokens, logprobs = state.tokens, state.logprobs
+        entropies = state.entropy if config.output_entropies else None
         if isinstance(config.unmasking, str):
             committed, forced = RULES[config.unmasking](state, config)
         else:
             # It may write into what it is given.
             tokens, logprobs = tokens.clone(), logprobs.clone()
+            entropies = entropies.clone() if config.output_entropies else None
             committed, forced = custom_rule(state, config, self.open)
 
         window = self.ids[:, self.start : self.end]
         window.copy_(torch.where(committed, tokens, window))
         self.logprobs = torch.where(committed, logprobs.float(), self.logprobs)
+        if self.config.output_entropies:
+            self.entropies = torch.where(committed, entropies.float(), self.entropies)
         self.unmask_step = torch.where(committed, self.steps_done[:, None], self.unmask_step).to(torch.int16)
         self.forced |= forced
         self.open &= ~committed

@@ -59,6 +59,7 @@ _OWN_DEFAULTS = {
     "cache": "none",
     "cache_refresh_interval": None,
     "torch_compile": False,
+    "output_entropies": False,
     "seed": None,
 }
 _AUTOREGRESSIVE_FIELDS = set(vars(GenerationConfig())) - _SHARED_FIELDS
@@ -114,6 +115,8 @@ class DiffusionGenerationConfig(GenerationConfig):
             first step only.
         torch_compile (`bool`, *optional*, defaults to `False`):
             Compile the model's forward pass of a step, with static shapes: anew for each batch size and prompt width.
+        output_entropies (`bool`, *optional*, defaults to `False`):
+            Record in the rollout the entropy of the distribution that each token was drawn from.
         temperature (`float`, *optional*, defaults to 0.0):
             Divides the logits before a token is drawn; 0 takes the most probable token.
         top_k (`int`, *optional*), top_p (`float`, *optional*):
@@ -269,7 +272,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         eos = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
         good = all(token is None or _is_int(token, 0) for token in eos)
         _require(good, "eos_token_id", self.eos_token_id, "be a token id, or a list of them")
-        _require(isinstance(self.torch_compile, bool), "torch_compile", self.torch_compile, "be True or False")
+        for name in ("torch_compile", "output_entropies"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "be True or False")
         seeds = self.seed if isinstance(self.seed, (list, tuple)) else [] if self.seed is None else [self.seed]
         good = all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
         _require(good, "seed", self.seed, "be an integer, or a list of one per row")

@@ -39,6 +39,9 @@ class Rollout:
             Tokens per block of this generation.
         temperature (`float`):
             Temperature of the recorded log-probabilities (1 for a greedy generation).
+        entropies (`torch.FloatTensor` of shape (B, C), *optional*):
+            With `output_entropies=True`: entropy, in nats, of the distribution that each token was drawn from (at
+            temperature 0 that at temperature 1); 0 where nothing was drawn.
         filtered (`bool`):
             Whether top-k, top-p, guidance or suppressed tokens changed the distribution: the log-probabilities then
             do not equal a scorer's.
@@ -62,6 +65,7 @@ class Rollout:
     temperature: float = 1.0
     filtered: bool = False
     approximate: bool = False
+    entropies: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Rollout":
         """The same rollout on another device."""

@@ -39,6 +39,7 @@ class Generation:
         self.unmask_step = torch.zeros_like(self.ids, dtype=torch.int16)
         self.logprobs = torch.zeros_like(self.ids, dtype=torch.float32)
         self.forced = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.entropies = torch.zeros_like(self.logprobs) if config.output_entropies else None
         self.steps_done = torch.zeros(batch_size, dtype=torch.long, device=device)
         # Rows whose keys are in the caches.
         self.rows = np.arange(batch_size)
@@ -168,6 +169,7 @@ def denoise(
         unmask_step=layout.gather_back(generation.unmask_step)[:, begin:],
         logprobs=layout.gather_back(generation.logprobs)[:, begin:],
         forced=layout.gather_back(generation.forced)[:, begin:],
+        entropies=layout.gather_back(generation.entropies)[:, begin:] if config.output_entropies else None,
         fixed=(valid & ~fill)[:, begin:],
         completion_mask=torch.cat([prompt_mask[:, begin:], finished], dim=1),
         num_forward_passes=generation.steps_done,

@@ -16,6 +16,7 @@ from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from ..evaluation import Completions
+from ..evaluation.rewards import checked_reward
 from ..tasks import (
     cell_accuracy,
     has_unique_solution,
@@ -26,7 +27,6 @@ from ..tasks import (
     sudoku_reward,
 )
 from ..tasks.math import map_gsm8k
-from ..trainer.rewards import checked_reward
 
 
 logger = logging.get_logger(__name__)

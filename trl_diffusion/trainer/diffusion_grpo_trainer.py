@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
+from ..evaluation.rewards import checked_reward
 from ..generation import Rollout
 from ..generation.checks import check_settings
 from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
@@ -30,7 +31,6 @@ from .checks import (
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
 from .resume import ResumableRolloutsMixin
-from .rewards import checked_reward
 
 
 logger = logging.get_logger(__name__)
