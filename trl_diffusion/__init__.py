@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AutoModelForDiffusionLM": "models",
     "MaskedView": "likelihood",
+    "collect_traces": "evaluation.traces",
     "DiffusionSFTConfig": "trainer",
     "DiffusionSFTTrainer": "trainer",
     "DiffusionGRPOConfig": "trainer",
