@@ -19,6 +19,7 @@ _LAZY = {
     "AutoModelForDiffusionLM": "models",
     "DiffusionValueModel": "models",
     "MaskedView": "likelihood",
+    "collect_traces": "evaluation.traces",
     "DiffusionSFTConfig": "trainer",
     "DiffusionSFTTrainer": "trainer",
     "DiffusionGRPOConfig": "trainer",

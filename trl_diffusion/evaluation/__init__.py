@@ -6,4 +6,13 @@
 from .completion import Completions, complete
 
 
-__all__ = ["Completions", "complete"]
+__all__ = ["Completions", "collect_traces", "complete"]
+
+
+def __getattr__(name: str):
+    # The checks on rewards import TRL, which takes seconds.
+    if name == "collect_traces":
+        from .traces import collect_traces
+
+        return collect_traces
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

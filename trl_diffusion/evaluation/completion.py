@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..generation import DiffusionGenerationConfig
 from ..models import diffusion_model
@@ -26,11 +26,14 @@ class Completions:
             Mean number of model calls per completion.
         ids (`list[list[int]]`):
             Tokens of each completion, EOS included.
+        unmask_step (`list[list[int]]`):
+            At which step each of them was committed.
     """
 
     texts: list[str]
     forward_passes: float
     ids: list[list[int]]
+    unmask_step: list[list[int]]
 
 
 def complete(
@@ -72,16 +75,10 @@ def complete(
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     family = diffusion_model(model)
     device = next(family.parameters()).device
-    texts, passes, ids_out = [], [], []
+    texts, passes, ids_out, steps = [], [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="Evaluating", disable=not progress, leave=False):
         batch = prompts[start : start + batch_size]
-        if isinstance(batch[0], str):
-            ids = tokenizer(batch)["input_ids"]
-        else:
-            ids = tokenizer.apply_chat_template(
-                batch, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-            )["input_ids"]
-        padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(device)
+        padded = encode_prompts(tokenizer, batch, chat_template_kwargs).to(device)
         kwargs = {}
         if isinstance(generation_config.seed, int):
             kwargs["seed"] = [generation_config.seed * 1_000_003 + start + row for row in range(len(batch))]
@@ -95,5 +92,22 @@ def complete(
         completions = output.rollout.completions()
         texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
         ids_out += completions
+        written = output.rollout.written()
+        steps += [row[keep].tolist() for row, keep in zip(output.rollout.unmask_step, written, strict=True)]
         passes.append(output.rollout.num_forward_passes.float().cpu())
-    return Completions(texts=texts, forward_passes=torch.cat(passes).mean().item(), ids=ids_out)
+    return Completions(texts, torch.cat(passes).mean().item(), ids_out, steps)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str] | list[list[dict[str, Any]]],
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> BatchEncoding:
+    """`input_ids` and `attention_mask` of prompts, (B, P), padded on the left. Arguments as in [`complete`]."""
+    if isinstance(prompts[0], str):
+        ids = tokenizer(prompts)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+        )["input_ids"]
+    return tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")

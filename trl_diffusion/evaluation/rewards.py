@@ -1,11 +1,14 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Checks on what reward functions return."""
+"""Calling reward functions outside a trainer, and checks on what they return."""
 
+import asyncio
 import functools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from torch import nn
 from trl.trainer.utils import get_callable_name, is_async_callable
@@ -113,3 +116,86 @@ def _check_token_rewards(name: str, rewards: list, completion_ids: list[list[int
             )
         checked.append([_check_number(name, r, f"token {i} of completion {row}") or 0.0 for i, r in enumerate(own)])
     return checked
+
+
+def as_completions(prompts: list[str] | list[list[dict[str, Any]]], texts: list[str]) -> list:
+    """Texts as the prompts are: texts, or, for conversations, messages of the assistant."""
+    if prompts and not isinstance(prompts[0], str):
+        return [[{"role": "assistant", "content": text}] for text in texts]
+    return texts
+
+
+def score_completions(
+    reward_funcs: Sequence[Callable],
+    columns: dict[str, list],
+    completions: list,
+    completion_ids: list[list[int]],
+) -> list[list[float | None]]:
+    """Call reward functions as TRL's trainer does: `prompts`, `completions`, `completion_ids`, the dataset's other
+    columns, and, as there is no trainer, `trainer_state=None` and a `log_extra` and a `log_metric` that do nothing.
+    Asynchronous ones run side by side. A list of rewards per token counts as its sum.
+
+    Args:
+        reward_funcs (`list[Callable]`):
+            TRL reward functions, checked by [`checked_reward`].
+        columns (`dict[str, list]`):
+            The dataset's columns, one entry per completion, `prompt` among them; and `unmask_step`, as the trainers
+            give it.
+        completions (`list[str]` or `list[list[dict]]`):
+            Texts, or messages for conversational prompts ([`as_completions`]).
+        completion_ids (`list[list[int]]`):
+            Their tokens.
+
+    Returns:
+        `list[list[float | None]]`: for each function one reward per completion.
+
+    Raises:
+        TypeError: a reward model, which a trainer loads with a tokenizer of its own; or a result that is no list.
+        ValueError: a wrong number of rewards, or one that is NaN or infinite.
+    """
+    for reward_func in reward_funcs:
+        if isinstance(reward_func, (str, nn.Module)):
+            raise TypeError(
+                f"reward_funcs has {reward_func if isinstance(reward_func, str) else type(reward_func).__name__!r}: "
+                "outside a trainer, wrap a reward model in a function f(prompts, completions, **kwargs)."
+            )
+    kwargs = {name: values for name, values in columns.items() if name not in ("prompt", "completion")}
+    kwargs |= {"prompts": columns["prompt"], "completions": completions, "completion_ids": completion_ids}
+    kwargs |= {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+    results = [checked_reward(reward_func, _ignore)(**kwargs) for reward_func in reward_funcs]
+    places = [place for place, result in enumerate(results) if asyncio.iscoroutine(result)]
+    if places:
+        # In a thread of its own: a notebook has a running loop already.
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(asyncio.run, _gather([results[place] for place in places])).result()
+        for place, rewards in zip(places, found, strict=True):
+            results[place] = rewards
+    return results
+
+
+async def _gather(coroutines: list) -> list:
+    return await asyncio.gather(*coroutines)
+
+
+def _ignore(*args, **kwargs):
+    """In the place of a trainer's logging."""
+
+
+def total_rewards(rewards: list[list[float | None]], weights: Sequence[float] | None = None) -> list[float | None]:
+    """Weighted sum of the rewards of each completion, over the functions that score it (TRL's convention).
+
+    Args:
+        rewards (`list[list[float | None]]`):
+            Those of [`score_completions`].
+        weights (`list[float]`, *optional*):
+            One per function; 1 by default.
+
+    Returns:
+        `list[float | None]`: `None` for a completion that no function scores.
+    """
+    weights = [1.0] * len(rewards) if weights is None else weights
+    totals: list[float | None] = []
+    for row in zip(*rewards, strict=True):
+        terms = [weight * reward for weight, reward in zip(weights, row, strict=True) if reward is not None]
+        totals.append(sum(terms) if terms else None)
+    return totals

@@ -6,7 +6,7 @@
 from .configuration import DiffusionGenerationConfig
 from .distribution import token_distribution
 from .mixin import DiffusionGenerateOutput, DiffusionGenerationMixin
-from .rollout import Rollout
+from .rollout import Rollout, trajectory_statistics
 from .streamers import CanvasStreamer
 from .unmasking import UnmaskingState
 
@@ -19,4 +19,5 @@ __all__ = [
     "Rollout",
     "UnmaskingState",
     "token_distribution",
+    "trajectory_statistics",
 ]

@@ -72,11 +72,16 @@ class Rollout:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Rollout(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
+    def written(self) -> torch.Tensor:
+        """(B, C), bool: the tokens of each completion, up to and including the first EOS, hints included; not the
+        positions that were never drawn."""
+        return self.completion_mask.bool() & ((self.unmask_step > 0) | self.fixed)
+
     def completions(self) -> list[list[int]]:
         """Token ids of each completion, cut after the first EOS, hints included. Positions never drawn are left
         out."""
-        drawn = self.completion_mask.bool() & ((self.unmask_step > 0) | self.fixed)
-        return [ids[keep].tolist() for ids, keep in zip(self.canvas_ids.cpu(), drawn.cpu(), strict=True)]
+        written = self.written().cpu()
+        return [ids[keep].tolist() for ids, keep in zip(self.canvas_ids.cpu(), written, strict=True)]
 
 
 def completion_mask(canvas_ids: torch.Tensor, eos_token_ids: list[int]) -> torch.Tensor:
@@ -94,3 +99,50 @@ def completion_mask(canvas_ids: torch.Tensor, eos_token_ids: list[int]) -> torch
     is_eos = torch.isin(canvas_ids, torch.tensor(eos_token_ids, device=canvas_ids.device, dtype=canvas_ids.dtype))
     # A position belongs to the completion when no EOS stands strictly before it.
     return (is_eos.long().cumsum(dim=1) - is_eos.long() == 0).long()
+
+
+def trajectory_statistics(rollout: Rollout, block_causal: bool) -> dict[str, torch.Tensor]:
+    """How each row of a batch was written, over the tokens of its completion (EOS included) that the model drew.
+
+    Args:
+        rollout ([`Rollout`]):
+            B rows.
+        block_causal (`bool`):
+            Whether the model counts blocks from the row's first real token (`model.attention == "block_causal"`), so
+            that the prompt may end inside a block, or from the first position of the canvas.
+
+    Returns:
+        `dict[str, torch.FloatTensor]`, each of shape (B,), NaN for a row without such a token:
+
+        - `tokens_per_step`: tokens over the distinct steps at which they were committed;
+        - `steps_per_block`: distinct steps of a block, mean over the blocks that hold such tokens;
+        - `forced`: share of the tokens that a fallback committed;
+        - `entropy_at_commit`: mean entropy, in nats, of the distributions they were drawn from; only where the rollout
+          has `entropies`.
+
+    With full attention and positions filled in the input, a row's blocks begin at the first position of any row.
+    """
+    drawn = rollout.completion_mask.bool() & (rollout.unmask_step > 0)  # (B, C)
+    steps = rollout.unmask_step.long()
+    position = torch.arange(steps.size(1), device=steps.device).expand_as(steps)
+    if block_causal:
+        position = position + rollout.prompt_mask.sum(dim=1, keepdim=True) % rollout.block_length
+    blocks = position // rollout.block_length
+    # The same step number in two blocks would be two steps of theirs.
+    step_of_block = blocks * (steps.max() + 1 if steps.numel() else 1) + steps
+    count = drawn.sum(dim=1).float()
+    # 0/0 where nothing was drawn: NaN, in every line.
+    statistics = {
+        "tokens_per_step": count / _num_distinct(steps, drawn),
+        "steps_per_block": _num_distinct(step_of_block, drawn) / _num_distinct(blocks, drawn),
+        "forced": (rollout.forced & drawn).sum(dim=1) / count,
+    }
+    if rollout.entropies is not None:
+        statistics["entropy_at_commit"] = (rollout.entropies * drawn).sum(dim=1) / count
+    return statistics
+
+
+def _num_distinct(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Distinct values ≥ 0 among the counted positions of each row: (B, C) → (B,), float."""
+    ordered = values.masked_fill(~counted, -1).sort(dim=1).values
+    return ordered.diff(dim=1, prepend=torch.full_like(ordered[:, :1], -1)).ne(0).sum(dim=1).float()

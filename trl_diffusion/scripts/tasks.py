@@ -3,7 +3,6 @@
 
 """Tasks for reinforcement learning, by the name of their dataset."""
 
-import asyncio
 import importlib
 import inspect
 import os
@@ -16,7 +15,7 @@ from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from ..evaluation import Completions
-from ..evaluation.rewards import checked_reward
+from ..evaluation.rewards import as_completions, score_completions, total_rewards
 from ..tasks import (
     cell_accuracy,
     has_unique_solution,
@@ -64,32 +63,15 @@ def _sudoku_metrics(completions: Completions, rows: Dataset) -> dict[str, float]
 
 def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Dataset], dict[str, float]]:
     """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
-    checked = [checked_reward(reward_func) for reward_func in reward_funcs]
 
     def metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-        prompts, texts = list(rows["prompt"]), completions.texts
-        if not isinstance(prompts[0], str):
-            texts = [[{"role": "assistant", "content": text}] for text in texts]
-        # What TRL passes, except that nothing is logged.
-        columns = {name: list(rows[name]) for name in rows.column_names}
-        columns |= {"prompts": prompts, "completions": texts, "completion_ids": completions.ids}
-        columns |= {"trainer_state": None, "log_extra": lambda *a, **k: None, "log_metric": lambda *a, **k: None}
-        for name in ("prompt", "completion"):
-            columns.pop(name, None)
-        totals = [0.0] * len(texts)
-        for reward_func in checked:
-            rewards = reward_func(**columns)
-            if inspect.isawaitable(rewards):
-                rewards = asyncio.run(_result(rewards))
-            # None: the reward does not apply to the row.
-            totals = [total + (reward or 0.0) for total, reward in zip(totals, rewards, strict=True)]
+        columns = {name: list(rows[name]) for name in rows.column_names} | {"unmask_step": completions.unmask_step}
+        answers = as_completions(columns["prompt"], completions.texts)
+        scores = score_completions(reward_funcs, columns, answers, completions.ids)
+        totals = [total or 0.0 for total in total_rewards(scores)]
         return {"reward": sum(totals) / len(totals), "solve_rate": sum(t >= 1 for t in totals) / len(totals)}
 
     return metrics
-
-
-async def _result(awaitable):
-    return await awaitable
 
 
 def load_reward(name: str) -> Callable:

@@ -49,12 +49,9 @@ class GroupRewardsMixin:
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._token_rewards.clear()
-        rollout = self._rollout
-        steps = [
-            row[:length].tolist()
-            for row, length in zip(rollout.unmask_step, map(len, completion_ids_list), strict=True)
-        ]
-        inputs = [{**row, "unmask_step": own} for row, own in zip(inputs, steps, strict=True)]
+        self._written = self._rollout.written()  # (B, C)
+        steps = zip(self._rollout.unmask_step, self._written, strict=True)
+        inputs = [{**row, "unmask_step": own[keep].tolist()} for row, (own, keep) in zip(inputs, steps, strict=True)]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (N, F)
         if torch.isnan(rewards).all():
             raise ValueError(
@@ -96,11 +93,11 @@ class GroupRewardsMixin:
         """The weighted sum of the rewards per token of this process' completions, (B, C); `None` without any."""
         if not self._per_token.any():
             return None
-        total = torch.zeros(like.shape, dtype=torch.float32)
+        total, written = torch.zeros(like.shape), self._written.cpu()
         for index, rows in self._token_rewards.items():
             for row, rewards in enumerate(rows):
-                if rewards:
-                    total[row, : len(rewards)] += self.reward_weights[index].item() * torch.tensor(rewards)
+                if rewards is not None:
+                    total[row, written[row]] += self.reward_weights[index].item() * torch.tensor(rewards)
         return total.to(like.device)
 
     def _filter_by_difficulty(self, output: dict[str, Any], mode: str):

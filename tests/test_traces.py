@@ -1,0 +1,384 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Traces of a dataset, and what is measured on a trajectory."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import random_model
+from datasets import Dataset, load_dataset
+from slow_sampler import visibility
+
+from trl_diffusion import DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer, Rollout, collect_traces
+from trl_diffusion.evaluation import traces as traces_module
+from trl_diffusion.generation import trajectory_statistics
+
+
+CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}4{% endif %}"
+CONFIG = {"max_new_tokens": 6, "block_length": 4, "num_denoising_steps": 4, "temperature": 0.9}
+
+
+# Statistics of a trajectory
+
+
+def slow_statistics(rollout: Rollout, row: int, block_causal: bool) -> dict[str, float]:
+    """Token by token."""
+    offset = int(rollout.prompt_mask[row].sum()) if block_causal else 0
+    # Positions of block-causal models are counted from the row's first token: the prompt's length goes before.
+    places = [
+        (place, int(rollout.unmask_step[row, place]), (offset + place) // rollout.block_length)
+        for place in range(rollout.canvas_ids.size(1))
+        if rollout.completion_mask[row, place] and rollout.unmask_step[row, place] > 0
+    ]
+    if not places:
+        return dict.fromkeys(("tokens_per_step", "steps_per_block", "forced", "entropy_at_commit"), math.nan)
+    blocks = {}
+    for _, step, block in places:
+        blocks.setdefault(block, set()).add(step)
+    return {
+        "tokens_per_step": len(places) / len({step for _, step, _ in places}),
+        "steps_per_block": sum(len(steps) for steps in blocks.values()) / len(blocks),
+        "forced": sum(bool(rollout.forced[row, place]) for place, _, _ in places) / len(places),
+        "entropy_at_commit": sum(float(rollout.entropies[row, place]) for place, _, _ in places) / len(places),
+    }
+
+
+def slow_entropies(model, rollout: Rollout, row: int, top_k: int | None) -> torch.Tensor:
+    """Replays one row step by step, alone, and sums −p log p over the tokens that could have been drawn."""
+    prompt = rollout.prompt_ids[row][rollout.prompt_mask[row].bool()]
+    canvas, steps = rollout.canvas_ids[row], rollout.unmask_step[row]
+    found = torch.zeros(len(canvas))
+    for step in range(1, int(steps.max()) + 1):
+        ids = torch.cat([prompt, torch.where(steps >= step, model.mask_token_id, canvas)])[None]
+        kwargs = {}
+        if model.attention == "block_causal":
+            kwargs["attention_mask"] = visibility(ids.size(1), rollout.block_length)
+            kwargs["position_ids"] = torch.arange(ids.size(1))[None]
+        with torch.no_grad():
+            logits = model(ids, **kwargs).logits[0, len(prompt) :].double() / rollout.temperature
+        for place in (steps == step).nonzero().flatten().tolist():
+            values = [float(value) for token, value in enumerate(logits[place]) if token != model.mask_token_id]
+            values = sorted(values, reverse=True)[:top_k]
+            total = sum(math.exp(value) for value in values)
+            found[place] = -sum(math.exp(v) / total * math.log(math.exp(v) / total) for v in values)
+    return found
+
+
+def rollout_of(model, tokenizer, **kwargs) -> Rollout:
+    """Prompts of 3, 7 and 4 tokens, in a padded batch; a canvas that is no multiple of the block."""
+    padded = tokenizer.pad({"input_ids": [[3, 4, 5], [3, 4, 5, 6, 7, 5, 4], [7, 6, 3, 3]]}, return_tensors="pt")
+    settings = {"max_new_tokens": 11, "block_length": 4, "seed": 3, "eos_token_id": tokenizer.eos_token_id, **kwargs}
+    return model.generate(**padded, output_entropies=True, return_dict_in_generate=True, **settings).rollout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9, "num_denoising_steps": 7},
+        {"temperature": 0.0, "unmasking": "threshold", "threshold": 0.3},
+        {"temperature": 0.9, "top_k": 3},
+        {"temperature": 0.9, "cache": "exact", "num_denoising_steps": 5},
+    ],
+    ids=["sampled", "greedy-threshold", "top-k", "cache"],
+)
+def test_statistics_and_entropies_are_those_of_a_loop(family, tokenizer, settings):
+    model = random_model(family, tokenizer)
+    if "cache" in settings:
+        # An approximate cache that is computed anew at every step is exact.
+        exact = {"cache": "block"} if family == "sdar" else {"cache": "dual", "cache_refresh_interval": 1}
+        settings = {**settings, **exact}
+    rollout = rollout_of(model, tokenizer, **settings)
+    assert (rollout.unmask_step > 0).sum() > 20
+    statistics = trajectory_statistics(rollout, block_causal=model.attention == "block_causal")
+    for row in range(3):
+        entropies = slow_entropies(model, rollout, row, settings.get("top_k"))
+        torch.testing.assert_close(rollout.entropies[row], entropies, atol=1e-4, rtol=0)
+        expected = slow_statistics(rollout, row, model.attention == "block_causal")
+        assert {name: values[row].item() for name, values in statistics.items()} == pytest.approx(expected)
+
+
+def hand_written(**kwargs) -> Rollout:
+    """Two rows: a hint, steps out of order, a forced token, a tail behind EOS; and one that was not drawn at all."""
+    steps = torch.tensor([[1, 0, 1, 4, 3, 3, 5], [0, 0, 0, 0, 0, 0, 0]], dtype=torch.int16)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]])
+    forced = torch.tensor([[0, 0, 0, 1, 0, 0, 1], [0] * 7], dtype=torch.bool)
+    fields = {
+        "prompt_ids": torch.zeros(2, 3, dtype=torch.long),
+        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "canvas_ids": torch.ones(2, 7, dtype=torch.long),
+        "unmask_step": steps,
+        "logprobs": torch.zeros(2, 7),
+        "forced": forced,
+        "fixed": torch.tensor([[0, 1, 0, 0, 0, 0, 0], [0] * 7], dtype=torch.bool),
+        "completion_mask": mask,
+        "num_forward_passes": torch.tensor([5, 0]),
+        "block_length": 4,
+    }
+    return Rollout(**{**fields, **kwargs})
+
+
+def test_statistics_of_a_row_by_hand():
+    rollout = hand_written(entropies=torch.tensor([[1.0, 9, 2, 3, 4, 5, 9], [0] * 7]))
+    full = trajectory_statistics(rollout, block_causal=False)
+    # Tokens at steps 1, 1 and 4 in block 0; 3 and 3 in block 1.
+    assert full["tokens_per_step"][0] == pytest.approx(5 / 3)
+    assert full["steps_per_block"][0] == pytest.approx((2 + 1) / 2)
+    assert full["forced"][0] == pytest.approx(1 / 5)
+    assert full["entropy_at_commit"][0] == pytest.approx(15 / 5)
+    # The prompt of two tokens shares its block with the first two of the canvas: {1} · {1, 4, 3}.
+    assert trajectory_statistics(rollout, block_causal=True)["steps_per_block"][0] == pytest.approx((1 + 3) / 2)
+    assert all(values[1].isnan() for values in full.values())
+    assert "entropy_at_commit" not in trajectory_statistics(hand_written(), block_causal=False)
+
+
+def test_random_statistics_are_those_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(top, *shape):
+        return torch.randint(top, shape, generator=generator)
+
+    rows = 40
+    rollout = hand_written(
+        prompt_ids=torch.zeros(rows, 9, dtype=torch.long),
+        prompt_mask=(torch.arange(9) >= integers(10, rows, 1)).long(),
+        canvas_ids=torch.ones(rows, 13, dtype=torch.long),
+        unmask_step=integers(9, rows, 13).short(),
+        forced=integers(2, rows, 13).bool(),
+        completion_mask=(torch.arange(13) <= integers(13, rows, 1)).long(),
+        entropies=torch.rand(rows, 13, generator=generator),
+    )
+    for block_causal in (False, True):
+        statistics = trajectory_statistics(rollout, block_causal)
+        for row in range(rows):
+            expected = slow_statistics(rollout, row, block_causal)
+            found = {name: values[row].item() for name, values in statistics.items()}
+            assert found == pytest.approx(expected, nan_ok=True, rel=1e-5)
+
+
+# collect_traces
+
+
+def rows(count=5):
+    texts = ["0123", "012", "31420", "2", "44"] * (-(-count // 5))
+    return Dataset.from_dict({"prompt": texts[:count], "want": ["1", "2", "3", "0", "1"] * (count // 5)})
+
+
+def share(completions, want, **kwargs):
+    return [text.count(digit) / 6 for text, digit in zip(completions, want, strict=True)]
+
+
+async def some_length(completions, completion_ids, prompts, trainer_state, log_extra, log_metric, **kwargs):
+    log_metric("length", 1.0)
+    assert trainer_state is None and "prompt" not in kwargs
+    # None: no reward for the prompt of one digit.
+    return [None if prompt == "2" else float(len(ids)) for prompt, ids in zip(prompts, completion_ids, strict=True)]
+
+
+def collect(model, tokenizer, dataset=None, reward_funcs=(share, some_length), config=None, **kwargs):
+    config = DiffusionGenerationConfig(**{**CONFIG, "eos_token_id": tokenizer.eos_token_id, **(config or {})})
+    dataset = rows() if dataset is None else dataset
+    return collect_traces(model, tokenizer, dataset, list(reward_funcs), config, progress=False, **kwargs)
+
+
+def test_columns(family, tokenizer):
+    model = random_model(family, tokenizer)
+    found = collect(model, tokenizer, num_generations=3, reward_weights=[2.0, 0.5], batch_size=4)
+    assert len(found) == 15
+    assert found["row"][:] == [row for row in range(5) for _ in range(3)]
+    assert found["generation"][:] == [0, 1, 2] * 5
+    assert len(set(found["completion"][:])) > 5
+    for row in found:
+        ids = row["completion_ids"]
+        assert row["prompt"] == rows()[row["row"]]["prompt"] and row["want"] == rows()[row["row"]]["want"]
+        assert row["prompt_ids"] == tokenizer(row["prompt"])["input_ids"]
+        assert row["completion"] == tokenizer.decode(ids, skip_special_tokens=True)
+        assert tokenizer.eos_token_id not in ids[:-1]
+        for name in ("unmask_step", "logprobs", "entropies", "forced"):
+            assert len(row[name]) == len(ids)
+        assert min(row["unmask_step"]) >= 1 and max(row["unmask_step"]) <= row["num_forward_passes"]
+        assert max(row["logprobs"]) < 0 < min(row["entropies"]) and row["block_length"] == 4
+        first, second = row["rewards/share"], row["rewards/some_length"]
+        assert first == row["completion"].count(row["want"]) / 6
+        assert second == (None if row["prompt"] == "2" else len(ids))
+        assert row["reward"] == pytest.approx(2.0 * first + 0.5 * (second or 0.0))
+
+
+def test_a_completion_does_not_depend_on_the_batch(family, tokenizer):
+    model = random_model(family, tokenizer)
+    columns = ["completion_ids", "unmask_step", "row", "generation"]
+    one, four = (
+        collect(model, tokenizer, num_generations=3, batch_size=size).select_columns(columns)[:] for size in (1, 4)
+    )
+    assert one == four
+    assert collect(model, tokenizer, num_generations=3, seed=1)["completion_ids"][:] != one["completion_ids"]
+
+
+def test_rows_below_the_reward_are_dropped(tokenizer):
+    model = random_model("llada", tokenizer)
+    everything = collect(model, tokenizer, reward_funcs=[share], num_generations=4)
+    good = collect(model, tokenizer, reward_funcs=[share], num_generations=4, min_reward=0.3)
+    expected = [row for row in everything if row["reward"] >= 0.3]
+    assert 0 < len(expected) < 20 and list(good) == expected
+    with pytest.raises(ValueError, match="min_reward=2.0: none of the 5 completions"):
+        collect(model, tokenizer, reward_funcs=[share], min_reward=2.0)
+    # A completion that nothing scores has no reward, and is no good one.
+    unscored = collect(model, tokenizer, reward_funcs=[some_length])
+    assert unscored["reward"][3] is None
+    assert len(collect(model, tokenizer, reward_funcs=[some_length], min_reward=-1.0)) == 4
+
+
+def test_conversations(tokenizer):
+    tokenizer.chat_template = CHAT
+    model = random_model("sdar", tokenizer)
+    dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in ("01", "213")]})
+
+    def contents(completions, prompts, **kwargs):
+        assert all(prompt[-1]["role"] == "user" for prompt in prompts)
+        return [len(completion[-1]["content"]) for completion in completions]
+
+    found = collect(model, tokenizer, dataset, [contents])
+    assert found[0]["prompt_ids"] == tokenizer("014")["input_ids"]
+    for row in found:
+        assert row["completion"] == [{"role": "assistant", "content": row["completion"][0]["content"]}]
+        assert row["reward"] == len(row["completion"][0]["content"])
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_the_traces_are_data_for_sft(tmp_path, tokenizer, conversational):
+    tokenizer.chat_template = CHAT
+    model, dataset = random_model("llada", tokenizer), rows()
+    if conversational:
+        dataset = dataset.map(lambda row: {"chat": [{"role": "user", "content": row["prompt"]}]})
+        dataset = dataset.remove_columns("prompt").rename_column("chat", "prompt")
+    found = collect(model, tokenizer, dataset, [lambda completions, **kwargs: [1.0] * len(completions)])
+    config = DiffusionSFTConfig(
+        str(tmp_path), max_steps=1, use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none",
+        save_strategy="no", disable_tqdm=True, learning_rate=0.1,
+    )  # fmt: skip
+    before = model.get_output_embeddings().weight.detach().clone()
+    DiffusionSFTTrainer(model, config, train_dataset=found, processing_class=tokenizer).train()
+    assert not torch.equal(before, model.get_output_embeddings().weight)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_call_goes_on(tmp_path, tokenizer, monkeypatch):
+    model = random_model("llada", tokenizer)
+    settings = {"num_generations": 2, "min_reward": 0.1, "reward_funcs": [share]}
+    whole = collect(model, tokenizer, **settings)
+    calls = []
+
+    def share_once(completions, **kwargs):
+        calls.append(len(completions))
+        if len(calls) == 3:
+            raise Interrupted
+        return share(completions, **kwargs)
+
+    share_once.__name__ = "share"
+    folder = {"output_dir": tmp_path / "traces", "shard_size": 4, "batch_size": 2}
+    with pytest.raises(Interrupted):
+        collect(model, tokenizer, **settings | {"reward_funcs": [share_once]}, **folder)
+    assert [path.name for path in sorted((tmp_path / "traces").iterdir())] == [
+        "traces-000000000-000000004.parquet",
+        "traces.json",
+    ]
+    # Another batch size and other shards: only what is missing is generated.
+    found = collect(
+        model, tokenizer, **settings | {"reward_funcs": [share_once]}, **folder | {"shard_size": 5, "batch_size": 3}
+    )
+    assert calls[3:] == [3, 2, 1]
+    columns = ["prompt", "want", "completion_ids", "unmask_step", "reward", "row", "generation"]
+    assert found.select_columns(columns)[:] == whole.select_columns(columns)[:]
+    loaded = load_dataset("parquet", data_files=str(tmp_path / "traces" / "*.parquet"), split="train")
+    assert loaded.features == found.features == whole.features and loaded[:] == found[:]
+    # Finished: nothing is generated again.
+    monkeypatch.setattr(traces_module, "_roll_out", None)
+    assert collect(model, tokenizer, **settings, **folder)[:] == found[:]
+
+
+def test_a_file_that_keeps_nothing_still_counts(tmp_path, tokenizer):
+    model = random_model("llada", tokenizer)
+
+    def last_row(completions, want, prompts, **kwargs):
+        return [float(prompt == "44") for prompt in prompts]
+
+    found = collect(model, tokenizer, reward_funcs=[last_row], min_reward=1, output_dir=tmp_path, shard_size=2)
+    assert found["row"][:] == [4] and len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"min_reward": 0.5}, "min_reward was None and is 0.5"),
+        ({"config": {"temperature": 0.5}}, "generation_config.temperature was 0.9 and is 0.5"),
+        ({"dataset": rows(10)}, "dataset was"),
+        ({"reward_funcs": [some_length]}, "reward_funcs was"),
+    ],
+)
+def test_other_settings_in_the_same_folder(tmp_path, tokenizer, changed, name):
+    model = random_model("llada", tokenizer)
+    settings = {"reward_funcs": [share], "output_dir": tmp_path}
+    collect(model, tokenizer, **settings)
+    with pytest.raises(ValueError, match=name):
+        collect(model, tokenizer, **settings | changed)
+
+
+def test_other_weights_in_the_same_folder(tmp_path, tokenizer):
+    model = random_model("llada", tokenizer)
+    collect(model, tokenizer, output_dir=tmp_path)
+    assert "model" in json.loads((tmp_path / "traces.json").read_text())
+    with torch.no_grad():
+        model.get_output_embeddings().weight += 1e-3
+    with pytest.raises(ValueError, match="model was"):
+        collect(model, tokenizer, output_dir=tmp_path)
+    (tmp_path / "traces.json").unlink()
+    with pytest.raises(ValueError, match="no traces.json"):
+        collect(model, tokenizer, output_dir=tmp_path)
+
+
+def nothing(completions, **kwargs):
+    return None
+
+
+async def short(completions, **kwargs):
+    return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dataset": [{"prompt": "1"}]}, TypeError, "dataset is a list"),
+        ({"dataset": rows().remove_columns("prompt")}, ValueError, "`prompt`"),
+        ({"dataset": rows().add_column("reward", [0.0] * 5)}, ValueError, "column 'reward'"),
+        ({"reward_funcs": []}, ValueError, "reward_funcs is empty"),
+        ({"reward_funcs": [share, share]}, ValueError, "two functions of one name"),
+        ({"reward_funcs": ["some/reward-model"]}, TypeError, "some/reward-model"),
+        ({"reward_funcs": [nothing]}, TypeError, "'nothing' returned None"),
+        ({"reward_funcs": [short]}, ValueError, "'short' returned 1 rewards for 5"),
+        ({"reward_weights": [1.0]}, ValueError, "reward_weights"),
+        ({"num_generations": 0}, ValueError, "num_generations=0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"config": {"seed": 1}}, ValueError, "generation_config.seed=1"),
+        ({"config": {"temperature": 0.0}, "num_generations": 2}, ValueError, "num_generations=2"),
+        ({"config": {"num_return_sequences": 2}}, ValueError, "num_return_sequences=2"),
+    ],
+)
+def test_wrong_arguments_are_named(tokenizer, arguments, error, message):
+    with pytest.raises(error, match=message):
+        collect(random_model("llada", tokenizer), tokenizer, **arguments)
+
+
+def test_inside_a_running_loop(tokenizer):
+    """As in a notebook."""
+    import asyncio
+
+    async def cell():
+        return collect(random_model("llada", tokenizer), tokenizer)
+
+    assert len(asyncio.run(cell())) == 5
