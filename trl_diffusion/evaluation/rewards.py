@@ -5,6 +5,7 @@
 
 import asyncio
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ def checked_reward(reward_func: Callable | str | nn.Module, take_token_rewards: 
             f"reward_funcs has {reward_func!r}, a {type(reward_func).__name__}: give a function, a model or its name."
         )
     name = get_callable_name(reward_func)
+    # What TRL does not pass must not break a function that takes just what TRL passes.
+    withheld = () if _accepts(reward_func, "unmask_step") else ("unmask_step",)
 
     def check(result, kwargs) -> list[float | None]:
         rewards = _as_list(name, result, len(kwargs["completions"]))
@@ -50,17 +53,25 @@ def checked_reward(reward_func: Callable | str | nn.Module, take_token_rewards: 
     if is_async_callable(reward_func):
 
         async def wrapper(**kwargs):
-            return check(await reward_func(**kwargs), kwargs)
+            return check(await reward_func(**{k: v for k, v in kwargs.items() if k not in withheld}), kwargs)
 
     else:
 
         def wrapper(**kwargs):
-            return check(reward_func(**kwargs), kwargs)
+            return check(reward_func(**{k: v for k, v in kwargs.items() if k not in withheld}), kwargs)
 
     # Not functools.wraps: a partial or a callable object has no __name__ of its own.
     functools.update_wrapper(wrapper, reward_func, assigned=("__doc__",), updated=())
     wrapper.__name__ = name
     return wrapper
+
+
+def _accepts(function: Callable, argument: str) -> bool:
+    try:
+        takes = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a built-in without a signature
+        return False
+    return argument in takes or any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
 
 
 def _is_list(reward) -> bool:

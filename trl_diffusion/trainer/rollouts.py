@@ -36,11 +36,15 @@ class RolloutMixin:
         generation_config = family.generation_config
         if lengths.training is not None and family.attention == "block_causal":
             family.config.block_length = lengths.training
-        # Block-causal models generate in their own block where the generation config names none.
-        if lengths.rollout is not None and (family.attention == "full" or generation_config.block_length is not None):
-            if generation_config.max_new_tokens < lengths.rollout:
-                generation_config.max_new_tokens = self.max_completion_length
-            generation_config.block_length = lengths.rollout
+            # Where the generation config names no block, the model's own is meant.
+            if generation_config.block_length is not None:
+                self._set_generation_block(lengths.rollout)
+
+    def _set_generation_block(self, block_length: int):
+        generation_config = diffusion_model(self.model).generation_config
+        if generation_config.max_new_tokens < block_length:
+            generation_config.max_new_tokens = self.max_completion_length
+        generation_config.block_length = block_length
 
     def _check_prompt_lengths(self):
         """Raise for the first prompt that does not fit in front of the canvas, while nothing is lost yet."""

@@ -5,7 +5,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ..models.value import TRAINED_PARTS
 from .block_schedule import parse_block_schedule
@@ -56,7 +56,7 @@ class TraceRLConfig(DiffusionGRPOConfig):
     > Changed defaults: `loss_type` is `"step"`, the objective of the paper.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*DiffusionGRPOConfig._VALID_DICT_FIELDS, "block_length_schedule"]
+    _VALID_DICT_FIELDS = DiffusionGRPOConfig._VALID_DICT_FIELDS + ["block_length_schedule"]
 
     loss_type: str = field(
         default="step",

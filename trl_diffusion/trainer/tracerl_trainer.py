@@ -102,6 +102,12 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
     def _block_lengths(self) -> BlockLengths:
         return block_lengths_at(self._block_schedule(), self.state.global_step, super()._block_lengths())
 
+    def _remember_block_lengths(self, lengths: BlockLengths):
+        super()._remember_block_lengths(lengths)
+        scheduled = self.args.block_length_schedule is not None and lengths.rollout is not None
+        if scheduled and diffusion_model(self.model).attention == "full":
+            self._set_generation_block(lengths.rollout)
+
     def _blocks(self, inputs: dict[str, torch.Tensor]) -> tuple[int | None, torch.Tensor | None]:
         """Block length of the likelihood and where each row's first block begins; `None` for full attention."""
         block_length = self._attention_block_length(inputs)
