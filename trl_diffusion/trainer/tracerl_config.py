@@ -53,7 +53,7 @@ class TraceRLConfig(DiffusionGRPOConfig):
             Save it with the model, in the folder `value_model`, and so push it to the Hub. Checkpoints always hold it.
 
     > [!NOTE]
-    > Changed defaults: `loss_type` is `"step"`, the objective of the paper.
+    > Changed defaults, to the objective of the paper: `loss_type` is `"step"`, `use_bias_correction_kl` is `False`.
     """
 
     _VALID_DICT_FIELDS = DiffusionGRPOConfig._VALID_DICT_FIELDS + ["block_length_schedule"]
@@ -61,6 +61,9 @@ class TraceRLConfig(DiffusionGRPOConfig):
     loss_type: str = field(
         default="step",
         metadata={"help": "How the tokens' losses are averaged: 'step', 'grpo', 'bnpo', 'dr_grpo' or 'dapo'."},
+    )
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "Weigh the KL of each token by its probability ratio."}
     )
     shrinkage: int = field(
         default=1, metadata={"help": "Merge every s consecutive steps of a trajectory into one view."}
