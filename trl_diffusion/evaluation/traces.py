@@ -103,8 +103,8 @@ def collect_traces(
 
         - `completion`: its text, or messages for a conversational prompt; what [`DiffusionSFTTrainer`] takes;
         - `prompt_ids`; `completion_ids`, cut after EOS, EOS included;
-        - `unmask_step` (1-based, over the whole row), `logprobs`, `entropies` (nats) and `forced`, as in [`Rollout`], one
-          entry per token of `completion_ids`;
+        - `unmask_step` (1-based, over the whole row), `logprobs`, `entropies` (nats) and `forced`, as in [`Rollout`],
+          one entry per token of `completion_ids`;
         - `reward`: the weighted sum over the functions that score it, and one column `rewards/<name>` per function;
         - `num_forward_passes`, `block_length`, `row` (its place in `dataset`), `generation` (0 … num_generations − 1).
 
@@ -183,8 +183,8 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
         raise ValueError(f"reward_weights={reward_weights} must have one entry per reward function.")
     if generation_config.seed is not None:
         raise ValueError(
-            f"generation_config.seed={generation_config.seed} would give copies of a prompt the same completion. Leave "
-            "it out, and set `seed` of collect_traces."
+            f"generation_config.seed={generation_config.seed}: leave it out, and set `seed` of collect_traces, from "
+            "which each completion gets one of its own."
         )
     if (generation_config.num_return_sequences or 1) != 1:
         raise ValueError(
