@@ -31,12 +31,12 @@ GENERATIONS = 8
 class RandomMaskingTrainer(TraceRLTrainer):
     """The baseline of the TraceRL paper: tokens are scored in random states instead of those of the trajectory.
 
-    The only change to [`TraceRLTrainer`] is which positions a view masks. A completion (a block of it, for block-causal
-    attention) that commits its n tokens in T steps has T views in TraceRL, of which view k masks the tokens of step k
-    and later and scores those of step k. Here each of its T views masks a uniformly drawn subset and scores all of it.
-    The subset of view j has ⌈n (j − u) / T⌉ tokens, u ~ U[0, 1): every share of masks is equally likely, and each is
-    seen once in T views (stratified, which is kind to the baseline). Tokens behind EOS are masked in every view, as in
-    diffu-GRPO.
+    The only change to [`TraceRLTrainer`] is which positions a view masks. A completion (a block of it, for
+    block-causal attention) that commits its n tokens in T steps has T views in TraceRL, of which view k masks the
+    tokens of step k and later and scores those of step k. Here each of its T views masks a uniformly drawn subset and
+    scores all of it. The subset of view j has ⌈n (j − u) / T⌉ tokens, u ~ U[0, 1): every share of masks is equally
+    likely, and the T views hold one of each (stratified, which is kind to the baseline). Tokens behind EOS are masked
+    in every view, as in diffu-GRPO.
 
     So rollouts, forward passes, and the loss (`loss_type="step"`: the mean over a view's targets of a row's block,
     summed over blocks and views) are those of TraceRL: a row has the same total weight in the loss, shared out equally

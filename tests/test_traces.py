@@ -5,6 +5,10 @@
 
 import json
 import math
+import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from trl_diffusion.evaluation import traces as traces_module
 from trl_diffusion.generation import trajectory_statistics
 
 
+ROOT = Path(__file__).parents[1]
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}4{% endif %}"
 CONFIG = {"max_new_tokens": 6, "block_length": 4, "num_denoising_steps": 4, "temperature": 0.9}
 
@@ -382,3 +387,22 @@ def test_inside_a_running_loop(tokenizer):
         return collect(random_model("llada", tokenizer), tokenizer)
 
     assert len(asyncio.run(cell())) == 5
+
+
+# Documents
+
+
+def test_the_python_blocks_of_the_page_on_traces_run(capsys):
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "traces.md").read_text(), re.DOTALL):
+        exec(block, namespace)  # the project's own text
+    assert min(namespace["traces"]["reward"]) >= 0.5 and "tokens_per_step" in capsys.readouterr().out
+
+
+def test_the_example(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "traces"
+    arguments = ["--output_dir", str(folder), "--num_puzzles", "16", "--num_generations", "2", "--min_reward", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["collect_traces.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "collect_traces.py"), run_name="__main__")
+    found = load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train")
+    assert f"{len(found)} of 32 completions" in capsys.readouterr().out and min(found["reward"]) >= 0.5
