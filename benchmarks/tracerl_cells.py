@@ -47,6 +47,11 @@ class RandomMaskingTrainer(TraceRLTrainer):
 
     _name = "Random masking"
 
+    def _old_logprobs(self, output, rollout):
+        raise NotImplementedError(
+            "a token is the target of several views, and has one old log-probability: update once"
+        )
+
     def draw_views(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
         views, steps = super().draw_views(inputs), inputs["unmask_step"]
         noise = []

@@ -58,7 +58,8 @@ _SOLVED = {
     "solve rate before": (_evaluated("before", "own", "solve_rate"), 3),
     "after": (_evaluated("after", "own", "solve_rate"), 3),
     "cell accuracy after": (_evaluated("after", "own", "cell_accuracy"), 3),
-    "training reward, last 5 steps": (_last_reward, 3),
+    "training reward, mean": (_mean_curve("reward"), 3),
+    "last 5 steps": (_last_reward, 3),
 }
 _COST = {"views per step": (_mean_curve("views"), 1), "s per step": (lambda result: result["seconds_per_step"], 2)}
 COLUMNS = {

@@ -41,7 +41,9 @@ def test_sudoku_task_is_split_by_solution():
     task = tasks.load_rl_task("sudoku", num_test=32, seed=3)
     assert not set(task.train_dataset["solution"]) & set(task.test_dataset["solution"])
     assert len(task.test_dataset) == 32 and task.reward_funcs == [sudoku_reward]
-    right = Completions(texts=list(task.test_dataset["solution"]), forward_passes=1.0, ids=[[]] * 32)
+    right = Completions(
+        texts=list(task.test_dataset["solution"]), forward_passes=1.0, ids=[[]] * 32, unmask_step=[[]] * 32
+    )
     assert task.metrics(right, task.test_dataset) == {"solve_rate": 1.0, "cell_accuracy": 1.0}
     # The held-out rows do not move with the seed.
     assert tasks.load_rl_task("sudoku", num_test=32, seed=4).test_dataset[:] == task.test_dataset[:]
@@ -97,7 +99,9 @@ def test_the_metrics_of_unknown_data_are_its_rewards_called_as_trl_calls_them():
         return [None if text == "skip" else 0.25 * len(ids) for text, ids in pairs]
 
     rows = Dataset.from_dict({"prompt": ["a", "b"], "want": [1, 2], "completion": ["x", "y"]})
-    completions = Completions(texts=["one", "skip"], forward_passes=1.0, ids=[[1, 2, 3], [4]])
+    completions = Completions(
+        texts=["one", "skip"], forward_passes=1.0, ids=[[1, 2, 3], [4]], unmask_step=[[1, 1, 2], [1]]
+    )
     assert tasks._reward_metrics([late, full])(completions, rows) == {"reward": 0.875, "solve_rate": 0.5}
 
 

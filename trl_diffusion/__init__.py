@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "AutoModelForDiffusionLM": "models",
+    "DiffusionValueModel": "models",
     "MaskedView": "likelihood",
     "collect_traces": "evaluation.traces",
     "DiffusionSFTConfig": "trainer",

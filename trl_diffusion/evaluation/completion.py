@@ -26,11 +26,14 @@ class Completions:
             Mean number of model calls per completion.
         ids (`list[list[int]]`):
             Tokens of each completion, EOS included.
+        unmask_step (`list[list[int]]`):
+            At which step each of them was committed.
     """
 
     texts: list[str]
     forward_passes: float
     ids: list[list[int]]
+    unmask_step: list[list[int]]
 
 
 def complete(
@@ -72,7 +75,7 @@ def complete(
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     family = diffusion_model(model)
     device = next(family.parameters()).device
-    texts, passes, ids_out = [], [], []
+    texts, passes, ids_out, steps = [], [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="Evaluating", disable=not progress, leave=False):
         batch = prompts[start : start + batch_size]
         padded = encode_prompts(tokenizer, batch, chat_template_kwargs).to(device)
@@ -89,8 +92,10 @@ def complete(
         completions = output.rollout.completions()
         texts += tokenizer.batch_decode(completions, skip_special_tokens=True)
         ids_out += completions
+        written = output.rollout.written()
+        steps += [row[keep].tolist() for row, keep in zip(output.rollout.unmask_step, written, strict=True)]
         passes.append(output.rollout.num_forward_passes.float().cpu())
-    return Completions(texts=texts, forward_passes=torch.cat(passes).mean().item(), ids=ids_out)
+    return Completions(texts, torch.cat(passes).mean().item(), ids_out, steps)
 
 
 def encode_prompts(

@@ -149,7 +149,7 @@ def collect_traces(
                 columns |= _roll_out(
                     model, tokenizer, columns["prompt"], generation_config, row_seeds, chat_template_kwargs
                 )
-                own = {name: columns[name] for name in dataset.column_names}
+                own = {name: columns[name] for name in (*dataset.column_names, "unmask_step")}
                 rewards = score_completions(reward_funcs, own, columns["completion"], columns["completion_ids"])
                 for reward_func, values in zip(reward_funcs, rewards, strict=True):
                     columns[f"rewards/{get_callable_name(reward_func)}"] = values
@@ -183,8 +183,8 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
         raise ValueError(f"reward_weights={reward_weights} must have one entry per reward function.")
     if generation_config.seed is not None:
         raise ValueError(
-            f"generation_config.seed={generation_config.seed}: leave it out, and set `seed` of collect_traces, from "
-            "which each completion gets one of its own."
+            f"generation_config.seed={generation_config.seed} would give copies of a prompt the same completion. "
+            "Leave it out, and set `seed` of collect_traces."
         )
     if (generation_config.num_return_sequences or 1) != 1:
         raise ValueError(

@@ -1,10 +1,28 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Likelihoods as sets of masked views: draw, score, combine."""
+"""Likelihoods as sets of masked views: draw, score, combine. And returns along a trajectory."""
 
-from .scoring import ViewScores, backward_by_view, score_view, score_views, view_logits
-from .views import MaskedView, block_trace_masks, canvas_blocks, fully_masked_view, random_view, trace_masks
+from .advantages import on_last_step, stepwise_gae
+from .scoring import (
+    ViewScores,
+    backward_by_view,
+    score_view,
+    score_views,
+    value_view,
+    value_views,
+    view_logits,
+)
+from .views import (
+    MaskedView,
+    block_trace_masks,
+    canvas_blocks,
+    fully_masked_view,
+    merge_steps,
+    random_view,
+    step_rank,
+    trace_masks,
+)
 
 
 __all__ = [
@@ -14,9 +32,15 @@ __all__ = [
     "block_trace_masks",
     "canvas_blocks",
     "fully_masked_view",
+    "merge_steps",
+    "on_last_step",
     "random_view",
     "score_view",
     "score_views",
+    "step_rank",
+    "stepwise_gae",
     "trace_masks",
+    "value_view",
+    "value_views",
     "view_logits",
 ]

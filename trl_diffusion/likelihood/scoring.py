@@ -3,6 +3,7 @@
 
 """Scoring masked views, and back-propagating a sum over views one view at a time."""
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -122,13 +123,40 @@ def score_view(
 def score_views(model: nn.Module, prompt_ids, prompt_mask, canvas_ids, views: Iterable[MaskedView], **kwargs):
     """Sum of the log-probabilities over views, without gradient: (B, C).
 
-    For views whose targets are disjoint (a replayed trace) that is each token's log-probability. Arguments as in
-    [`score_view`].
+    For views whose targets are disjoint (a replayed trace) that is each token's log-probability. There must be a view
+    at least. Arguments as in [`score_view`].
     """
-    total = torch.zeros(canvas_ids.shape, dtype=torch.float32, device=canvas_ids.device)
-    for view in views:
-        total += score_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs).logprobs
-    return total
+    return _sum(score_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs).logprobs for view in views)
+
+
+def value_view(
+    model: nn.Module,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    canvas_ids: torch.Tensor,
+    view: MaskedView,
+    block_length: int | None = None,
+) -> torch.Tensor:
+    """Values of a view's targets: what a [`DiffusionValueModel`] reads where the policy reads their logits.
+
+    Arguments as in [`view_logits`].
+
+    Returns:
+        `torch.FloatTensor` of shape (B, C), fp32 (fp64 of an fp64 model); 0 off target.
+    """
+    values = view_logits(model, prompt_ids, prompt_mask, canvas_ids, view, block_length=block_length)  # (n, 1)
+    blank = torch.zeros(canvas_ids.shape, dtype=values.dtype, device=canvas_ids.device)
+    return blank.masked_scatter(view.target, values.squeeze(1))
+
+
+@torch.no_grad()
+def value_views(model: nn.Module, prompt_ids, prompt_mask, canvas_ids, views: Iterable[MaskedView], **kwargs):
+    """Sum of the values over views with disjoint targets, without gradient: (B, C). Arguments as in [`value_view`]."""
+    return _sum(value_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs) for view in views)
+
+
+def _sum(scores: Iterable[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(torch.add, scores)
 
 
 def backward_by_view(

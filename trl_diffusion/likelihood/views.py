@@ -30,14 +30,25 @@ class MaskedView:
     group: torch.Tensor | None = None
 
 
-def _dense_rank(unmask_step: torch.Tensor, group: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """0-based rank of each position's step among the distinct steps of its group; -1 where nothing was drawn.
+def step_rank(unmask_step: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
+    """Which step of its row, or of its group, each position was drawn at, among those at which anything was.
 
-    Shapes: `unmask_step` and `group` (B, C); the rank is (B, C). By sorting, so that memory stays linear in C.
+    By sorting, so that memory stays linear in C.
+
+    Args:
+        unmask_step (`torch.Tensor` of shape (B, C)):
+            Step of each position, 1-based; 0 = not drawn by the model.
+        group (`torch.LongTensor` of shape (B, C), *optional*):
+            Groups (blocks) whose steps are counted each on its own. `None`: one.
+
+    Returns:
+        `torch.LongTensor` of shape (B, C), 0-based; -1 where nothing was drawn.
     """
     steps = unmask_step.long()
     if not steps.numel():
         return steps
+    group = torch.zeros_like(steps) if group is None else group
+    num_groups = int(group.max()) + 1
     key, order = (group * (int(steps.max()) + 1) + steps).sort(dim=1)
     drawn, group = steps.gather(1, order) > 0, group.gather(1, order)
     new = drawn & torch.cat([torch.ones_like(drawn[:, :1]), key.diff(dim=1) != 0], dim=1)
@@ -92,9 +103,7 @@ def trace_masks(
     Raises:
         ValueError: `shrinkage` < 1.
     """
-    return _views_of_rank(
-        _dense_rank(unmask_step, torch.zeros_like(unmask_step, dtype=torch.long), 1), shrinkage, mask
-    )
+    return _views_of_rank(step_rank(unmask_step), shrinkage, mask)
 
 
 def block_trace_masks(
@@ -131,7 +140,36 @@ def block_trace_masks(
     if block_length < 1:
         raise ValueError(f"block_length={block_length} must be at least 1.")
     blocks = canvas_blocks(unmask_step.shape, block_length, offset, unmask_step.device)
-    return _views_of_rank(_dense_rank(unmask_step, blocks, int(blocks.max()) + 1), shrinkage, mask)
+    return _views_of_rank(step_rank(unmask_step, blocks), shrinkage, mask)
+
+
+def merge_steps(unmask_step: torch.Tensor, shrinkage: int, blocks: torch.Tensor | None = None) -> torch.Tensor:
+    """The step map whose steps are those of the views: every `shrinkage` consecutive ones bear the last one's number.
+
+    Args:
+        unmask_step (`torch.Tensor` of shape (B, C)):
+            Step of each position, 1-based; 0 = not drawn by the model.
+        shrinkage (`int`):
+            s.
+        blocks (`torch.LongTensor` of shape (B, C), *optional*):
+            Block of each position, inside which steps are merged (block-causal attention). `None`: the whole row.
+
+    Returns:
+        `torch.LongTensor` of shape (B, C).
+
+    Raises:
+        ValueError: `shrinkage` < 1.
+    """
+    if shrinkage < 1:
+        raise ValueError(f"shrinkage={shrinkage} must be at least 1.")
+    steps = unmask_step.long()
+    if shrinkage == 1 or not steps.numel():
+        return steps
+    merged = step_rank(steps, blocks) // shrinkage  # (B, C); -1 where nothing was drawn
+    per_block = int(merged.max()) + 2
+    key = merged + 1 if blocks is None else blocks * per_block + merged + 1
+    last = torch.zeros(len(steps), int(key.max()) + 1, dtype=torch.long, device=steps.device)
+    return last.scatter_reduce_(1, key, steps, "amax").gather(1, key)
 
 
 def canvas_blocks(

@@ -27,6 +27,7 @@ from .families.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
 from .families.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
 from .modeling import DiffusionModelMixin, diffusion_model, token_logits
 from .positions import token_positions
+from .value import DiffusionValueModel
 
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "A2DQwen3LMHeadModel",
     "AutoModelForDiffusionLM",
     "DiffusionModelMixin",
+    "DiffusionValueModel",
     "DreamConfig",
     "DreamModel",
     "LLaDA2MoeConfig",

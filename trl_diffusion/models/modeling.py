@@ -309,6 +309,14 @@ def _in_other_layer(model: nn.Module, key: str) -> bool:
     return match is not None and int(match[1]) >= model.config.num_hidden_layers
 
 
+class DiffusionModelWrapper(nn.Module):
+    """A module around a diffusion language model, which [`diffusion_model`] looks into."""
+
+    def get_base_model(self) -> DiffusionModelMixin:
+        """The model inside."""
+        raise NotImplementedError
+
+
 def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
     """The diffusion language model inside the wrappers of DDP, FSDP, DeepSpeed, `torch.compile` and PEFT.
 
@@ -317,7 +325,10 @@ def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
     """
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     # peft takes seconds to import, and a model can only be one of its own once something has imported it.
-    if "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
+    wrappers = (
+        (DiffusionModelWrapper, sys.modules["peft"].PeftModel) if "peft" in sys.modules else DiffusionModelWrapper
+    )
+    if isinstance(inner, wrappers):
         inner = inner.get_base_model()
     if not isinstance(inner, DiffusionModelMixin):
         raise TypeError(

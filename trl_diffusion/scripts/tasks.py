@@ -65,7 +65,7 @@ def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Data
     """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
 
     def metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-        columns = {name: list(rows[name]) for name in rows.column_names}
+        columns = {name: list(rows[name]) for name in rows.column_names} | {"unmask_step": completions.unmask_step}
         answers = as_completions(columns["prompt"], completions.texts)
         scores = score_completions(reward_funcs, columns, answers, completions.ids)
         totals = [total or 0.0 for total in total_rewards(scores)]

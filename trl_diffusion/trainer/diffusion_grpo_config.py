@@ -10,6 +10,7 @@ from trl import GRPOConfig
 from ..generation import DiffusionGenerationConfig
 from ..generation.unmasking import RULES
 from .checks import reject
+from .objectives import KL_ESTIMATORS
 
 
 # GRPOConfig fields that next-token prediction, or an engine that cannot denoise, gives their meaning.
@@ -43,6 +44,7 @@ GENERATION_FIELDS = (
     "top_p",
 )
 _LOSS_TYPES = ("step", "grpo", "bnpo", "dr_grpo", "dapo")
+KL_REFERENCES = ("frozen", "old")
 
 
 @dataclass
@@ -79,6 +81,26 @@ class DiffusionGRPOConfig(GRPOConfig):
             How the tokens' losses are averaged. `"grpo"`: per completion, then over completions. `"bnpo"`: over the
             tokens of the batch. `"dr_grpo"`: divided by the canvas. `"dapo"`: over the tokens of all processes and
             accumulation steps. `"step"`: per denoising step, summed over the steps (TraceRL).
+        kl_estimator (`str`, *optional*, defaults to `"k3"`):
+            With `beta`: how the KL is estimated from Δ = log π_θ − log π_ref of each token: `"k1"`, Δ; `"k2"`, Δ²/2;
+            `"k3"`, e^{−Δ} − 1 + Δ.
+        kl_reference (`str`, *optional*, defaults to `"frozen"`):
+            π_ref. `"frozen"`: the model before training (without its adapter), TRL's reference. `"old"`: the policy
+            at the time of the rollout, as in the TraceRL paper; it matters where several updates follow a rollout.
+        log_ratio_clamp (`float`, *optional*):
+            Bounds log π_θ − log π_old, and Δ, to ± this. `None`: no bound.
+
+        > Parameters that control the rewards
+
+        truncated_reward (`float`, *optional*):
+            Reward of a completion without EOS, whatever the reward functions say; 0 counts it as wrong. Rewards per
+            token are left as they are. `None`: the functions' own.
+        difficulty_range (`list[float]`, *optional*):
+            `[low, high]`: train only on groups whose mean correctness lies in it, both included. The paper's range in
+            mathematics is `[0.2, 0.8]`. `None`: on all.
+        correctness_reward (`str`, *optional*):
+            Name of the reward function that returns correctness, in [0, 1], for `difficulty_range`. Defaults to the
+            only one.
 
     > [!NOTE]
     > Changed defaults: `loss_type` is `"grpo"` instead of `"dapo"`. Fields of [`~trl.GRPOConfig`] that have no meaning
@@ -121,6 +143,26 @@ class DiffusionGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Steps between refreshes of cache='prefix' or 'dual'."}
     )
 
+    kl_estimator: str = field(
+        default="k3", metadata={"help": "How the KL is estimated: 'k1', 'k2' or 'k3'. Used with beta."}
+    )
+    kl_reference: str = field(
+        default="frozen",
+        metadata={"help": "What the KL is taken to: 'frozen' (the model before training) or 'old' (the rollout's)."},
+    )
+    log_ratio_clamp: float | None = field(
+        default=None, metadata={"help": "Bound of the logarithm of probability ratios; None: no bound."}
+    )
+    truncated_reward: float | None = field(
+        default=None, metadata={"help": "Reward of completions without EOS; 0 counts them as wrong."}
+    )
+    difficulty_range: list[float] | None = field(
+        default=None, metadata={"help": "[low, high]: train only on groups whose mean correctness lies in it."}
+    )
+    correctness_reward: str | None = field(
+        default=None, metadata={"help": "Name of the reward function that difficulty_range goes by."}
+    )
+
     def __post_init__(self):
         # `reject` reads the fields as the user set them, before TRL acts on any of them.
         reject(self, _UNSUPPORTED)
@@ -136,8 +178,31 @@ class DiffusionGRPOConfig(GRPOConfig):
             raise ValueError(
                 f"max_completion_length={self.max_completion_length} must be at least 1: it is the canvas."
             )
+        for name, choices in (("kl_estimator", tuple(KL_ESTIMATORS)), ("kl_reference", KL_REFERENCES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
+        if self.kl_reference == "old" and self.sync_ref_model:
+            raise ValueError("sync_ref_model=True has no effect with kl_reference='old': there is no reference model.")
+        for name, default in (("kl_estimator", "k3"), ("kl_reference", "frozen")):
+            if self.beta == 0.0 and getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect with beta=0.0. Set beta, or leave it.")
+        if self.log_ratio_clamp is not None and self.log_ratio_clamp <= 0:
+            raise ValueError(f"log_ratio_clamp={self.log_ratio_clamp} must be positive, or None for no bound.")
+        self._check_difficulty()
         # Now, not at the first rollout, or at the first checkpoint.
         self.diffusion_generation_config().check_saveable()
+
+    def _check_difficulty(self):
+        if self.difficulty_range is None:
+            if self.correctness_reward is not None:
+                raise ValueError(
+                    f"correctness_reward={self.correctness_reward!r} has no effect without difficulty_range. Set it "
+                    "to [low, high], or leave correctness_reward out."
+                )
+            return
+        bounds = self.difficulty_range
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] <= 1:
+            raise ValueError(f"difficulty_range={bounds!r} must be [low, high] with 0 ≤ low ≤ high ≤ 1.")
 
     def diffusion_generation_config(self, **kwargs) -> DiffusionGenerationConfig:
         """The settings of a rollout; `kwargs` add the special tokens and the seeds, or replace fields."""

@@ -8,6 +8,19 @@ import torch
 from ..likelihood import MaskedView
 
 
+# Estimators of the KL from samples of π_θ, of Δ = log π_θ − log π_ref (http://joschu.net/blog/kl-approx.html).
+KL_ESTIMATORS = {
+    "k1": lambda difference: difference,
+    "k2": lambda difference: difference.square() / 2,
+    "k3": lambda difference: torch.exp(-difference) - 1 + difference,
+}
+
+
+def _log_ratio(logprobs: torch.Tensor, others: torch.Tensor, bound: float | None) -> torch.Tensor:
+    difference = logprobs - others
+    return difference if bound is None else difference.clamp(-bound, bound)
+
+
 def clipped_token_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
@@ -18,11 +31,13 @@ def clipped_token_loss(
     ref_logprobs: torch.Tensor | None = None,
     beta: float = 0.0,
     weigh_kl: bool = False,
+    kl_estimator: str = "k3",
+    log_ratio_clamp: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """PPO's clipped loss per token, with an optional KL term.
 
-        loss_o = −min(ρ_o A, clip(ρ_o, 1 − ε, 1 + ε) A) + β (e^{−Δ} − 1 + Δ),
-        ρ_o = π_θ(o)/π_old(o),  Δ = log π_θ(o) − log π_ref(o)
+        loss_o = −min(ρ_o A, clip(ρ_o, 1 − ε, 1 + ε) A) + β KL_o,   ρ_o = π_θ(o)/π_old(o)
+        KL_o = Δ (k1), Δ²/2 (k2), e^{−Δ} − 1 + Δ (k3),   Δ = log π_θ(o) − log π_ref(o)
 
     Args:
         logprobs, old_logprobs (`torch.FloatTensor` of shape (B, C)):
@@ -36,15 +51,19 @@ def clipped_token_loss(
         ref_logprobs (`torch.FloatTensor` of shape (B, C), *optional*):
             log π_ref; needed where `beta` is not 0.
         beta (`float`, *optional*):
-            Weight of the k3 estimator of the KL to the reference.
+            Weight of the KL to the reference.
         weigh_kl (`bool`, *optional*):
             Multiply the KL term by ρ_o, which makes it unbiased off-policy (TRL's `use_bias_correction_kl`).
+        kl_estimator (`str`, *optional*, defaults to `"k3"`):
+            `"k1"`, `"k2"` or `"k3"`.
+        log_ratio_clamp (`float`, *optional*):
+            Bounds log ρ_o and Δ to ± this, before anything else is made of them.
 
     Returns:
         The loss (B, C), and metrics to average over tokens (B, C): `clip_ratio/low_mean`, `clip_ratio/high_mean`,
         `clip_ratio/region_mean`, `kl`.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = torch.exp(_log_ratio(logprobs, old_logprobs, log_ratio_clamp))
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     bounded = ratio if delta is None else ratio.clamp(max=delta)
     loss = -torch.min(bounded * advantages, clipped * advantages)
@@ -52,12 +71,33 @@ def clipped_token_loss(
     high = ((ratio > 1 + epsilon_high) & (advantages > 0)).float()
     metrics = {"clip_ratio/low_mean": low, "clip_ratio/high_mean": high, "clip_ratio/region_mean": low + high}
     if beta != 0.0:
-        difference = logprobs - ref_logprobs
-        kl = torch.exp(-difference) - 1 + difference
+        kl = KL_ESTIMATORS[kl_estimator](_log_ratio(logprobs, ref_logprobs, log_ratio_clamp))
         kl = kl * ratio if weigh_kl else kl
         loss = loss + beta * kl
         metrics["kl"] = kl
     return loss, metrics
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, epsilon: float = 0.2
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of a value model per token (TraceRL, arXiv 2509.06949, section 4.3).
+
+        ½ max((V − R)², (V_clip − R)²),   V_clip = V_old + clip(V − V_old, −ε, ε)
+
+    Args:
+        values, old_values, returns (`torch.FloatTensor` of shape (B, C)):
+            V, V_old (at the time of the rollout) and R.
+        epsilon (`float`):
+            Clip range.
+
+    Returns:
+        The loss (B, C), and metrics to average over tokens (B, C): `value/loss`, `value/clip_ratio`.
+    """
+    clipped = old_values + (values - old_values).clamp(-epsilon, epsilon)
+    unclipped_loss, clipped_loss = (values - returns).square(), (clipped - returns).square()
+    loss = torch.maximum(unclipped_loss, clipped_loss) / 2
+    return loss, {"value/loss": loss, "value/clip_ratio": (clipped_loss > unclipped_loss).float()}
 
 
 def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch.Tensor:

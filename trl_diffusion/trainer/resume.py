@@ -3,11 +3,17 @@
 
 """Resuming a run of reinforcement learning exactly where it stopped."""
 
+import json
 import os
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 from trl.trainer.utils import RepeatSampler
+
+
+logger = logging.get_logger(__name__)
 
 
 class EpochRepeatSampler(RepeatSampler):
@@ -39,11 +45,23 @@ class ResumableRolloutsMixin:
     def _rollout_state_path(self, folder: str) -> str:
         return os.path.join(folder, f"rollouts_{self.accelerator.process_index}.pt")
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """TRL's. With `resume_from_checkpoint=True` it goes on from the last checkpoint that was written whole."""
+        if isinstance(resume_from_checkpoint, bool) and resume_from_checkpoint:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        # Before the parent, which ends with what makes a checkpoint whole, and then deletes older ones.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        path = self._rollout_state_path(folder)
         os.makedirs(folder, exist_ok=True)
+        if not self.args.save_only_model:
+            self._save_training_state(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _save_training_state(self, folder: str):
+        """Write what a checkpoint needs that TRL leaves out."""
+        path = self._rollout_state_path(folder)
         torch.save({"step": self._step, "rollouts": self._buffered_inputs}, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
@@ -60,3 +78,29 @@ class ResumableRolloutsMixin:
             )
         state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
         self._step, self._buffered_inputs = state["step"], state["rollouts"]
+        self._remember_block_lengths(self._block_lengths())
+
+
+def last_whole_checkpoint(output_dir: str) -> str:
+    """The newest checkpoint of a folder whose writing was not interrupted.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = []
+    for name in os.listdir(output_dir) if os.path.isdir(output_dir) else []:
+        step = name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if name != step and step.isdecimal():
+            found.append((int(step), os.path.join(output_dir, name)))
+    for _, folder in sorted(found, reverse=True):
+        # The Trainer writes its state last.
+        try:
+            with open(os.path.join(folder, TRAINER_STATE_NAME), encoding="utf-8") as file:
+                json.load(file)
+        except (OSError, ValueError):
+            logger.warning(f"{folder} was not written to its end; an older checkpoint is resumed.")
+            continue
+        return folder
+    raise ValueError(
+        f"resume_from_checkpoint=True, but output_dir={output_dir!r} holds no whole checkpoint. Start without it."
+    )
