@@ -122,6 +122,7 @@ def _curriculum(steps: int) -> dict[str, Any]:
     return {"0": [4, 8], str(round(0.6 * steps)): 8}
 
 
+# diffu-GRPO as it is: one view, all masked, and the mean over a completion's tokens (loss_type="grpo").
 VARIANTS = {
     "tracerl": Variant(TraceRLTrainer, "abcde"),
     "random-masking": Variant(RandomMaskingTrainer, "a"),
