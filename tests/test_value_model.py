@@ -1,0 +1,318 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+
+import pytest
+import torch
+from conftest import random_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from rl import generated_batch, rl_trainer
+
+from trl_diffusion import DiffusionValueModel, TraceRLConfig
+from trl_diffusion.likelihood import MaskedView, value_views
+from trl_diffusion.models import diffusion_model
+
+
+def lora(model, **kwargs):
+    return get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, **kwargs))
+
+
+def trained(value_model):
+    """A value model whose head, and whatever else it trains, has moved."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in value_model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return value_model
+
+
+def batch():
+    torch.manual_seed(0)
+    prompts, mask = torch.randint(3, 8, (3, 5)), torch.ones(3, 5, dtype=torch.long)
+    prompts[1, :2], mask[1, :2] = 0, 0
+    canvas = torch.randint(3, 8, (3, 6))
+    return prompts, mask, canvas
+
+
+def view(masked):
+    return MaskedView(masked, masked)
+
+
+def test_values_are_zero_at_first_and_read_where_the_policy_reads(every_family, tokenizer):
+    model = random_model(every_family, tokenizer)
+    value_model = DiffusionValueModel.from_policy(model)
+    prompts, mask, canvas = batch()
+    masked = torch.rand(canvas.shape) < 0.6
+    assert not value_views(value_model, prompts, mask, canvas, [view(masked)]).any()
+    head = value_model.backbone.get_output_embeddings().weight
+    torch.nn.init.normal_(head)
+    found = value_views(value_model, prompts, mask, canvas, [view(masked)])
+    assert found.dtype == torch.float32 and (found[~masked] == 0).all() and (found[masked] != 0).all()
+    # One row at a time, from the policy's own hidden states; blocks before a token's own are clean.
+    for row, column in masked.nonzero().tolist():
+        prompt = prompts[row][mask[row].bool()]
+        ids, place, kwargs = torch.cat([prompt, canvas[row]]), len(prompt) + column, {}
+        noisy = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), masked[row]])
+        if model.attention == "block_causal":
+            block = torch.arange(len(ids)) // model.block_length
+            noisy &= block == block[place]
+            kwargs = {"attention_mask": (block[:, None] >= block[None])[None, None]}
+            kwargs["position_ids"] = torch.arange(len(ids))[None]
+        state = torch.where(noisy, model.mask_token_id, ids)[None]
+        hidden = []
+        hook = model.get_output_embeddings().register_forward_pre_hook(lambda m, args, kept=hidden: kept.append(args))
+        with torch.no_grad():
+            model(state, **kwargs)
+        hook.remove()
+        wanted = hidden[0][0][0, place - model.logits_shift] @ head[0]
+        assert found[row, column].item() == pytest.approx(wanted.item(), abs=2e-4)
+
+
+@pytest.mark.parametrize("trains", ["full", "lora", "head"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_what_is_trained_what_is_shared_and_what_is_saved(family, tokenizer, tmp_path, trains, adapter):
+    model = random_model(family, tokenizer)
+    names = [name for name, _ in model.named_parameters() if "lm_head" not in name]
+    policy = lora(model) if adapter else model
+    value_model = DiffusionValueModel.from_policy(policy, trains, lora_r=3)
+    parameters = dict(value_model.backbone.named_parameters())
+    head = value_model.backbone.get_output_embeddings().weight
+    assert head.shape == (1, 32) and head.requires_grad and not any("lora_A.default" in name for name in parameters)
+    for name, parameter in parameters.items():
+        assert parameter.requires_grad == (trains == "full" or parameter is head or "lora_" in name), name
+    assert any("lora_" in name for name in parameters) == (trains == "lora")
+    policy_pointers = {parameter.data_ptr() for parameter in policy.parameters()}
+    shared = {name for name, parameter in parameters.items() if parameter.data_ptr() in policy_pointers}
+    assert len(shared) == (len(names) if adapter and trains != "full" else 0)
+
+    trained(value_model).save_pretrained(tmp_path)
+    saved = {p.name for p in tmp_path.iterdir()}
+    assert saved == {"config.json", "value_config.json", "value_model.safetensors"}
+    if shared:
+        with pytest.raises(ValueError, match="shares frozen weights with its policy"):
+            DiffusionValueModel.from_pretrained(tmp_path)
+        again = DiffusionValueModel.from_pretrained(tmp_path, policy=policy)
+    else:
+        again = DiffusionValueModel.from_pretrained(tmp_path)
+    prompts, mask, canvas = batch()
+    everything = [view(torch.ones_like(canvas, dtype=torch.bool))]
+    wanted = value_views(value_model, prompts, mask, canvas, everything)
+    assert torch.equal(value_views(again, prompts, mask, canvas, everything), wanted) and wanted.any()
+
+
+def test_wrong_value_models_are_named(tokenizer, tmp_path):
+    model = random_model("llada", tokenizer)
+    with pytest.raises(ValueError, match="trains='all'"):
+        DiffusionValueModel(model, "all")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no value model is there"):
+        DiffusionValueModel.from_pretrained(tmp_path / "empty")
+    DiffusionValueModel.from_policy(model, "lora", 2).save_pretrained(tmp_path / "value")
+    other = DiffusionValueModel.from_policy(model, "lora", 3)
+    with pytest.raises(ValueError, match="not those of this value model.*lora_r=3"):
+        other.load_weights(tmp_path / "value")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"value_model": "big"}, "value_model='big' must be"),
+        ({"value_learning_rate": 1e-3}, "value_learning_rate=0.001 has no effect without value_model"),
+        ({"gae_lambda": 0.9}, "gae_lambda=0.9 has no effect without value_model"),
+        ({"push_value_model": True}, "push_value_model=True has no effect"),
+        ({"value_model": "head", "value_lora_r": 4}, "value_lora_r=4 has no effect with value_model='head'"),
+        ({"value_model": "full", "value_learning_rate": 0.0}, "value_learning_rate=0.0 must be positive"),
+        ({"value_model": "full", "gamma": 1.5}, r"gamma=1.5 must lie in \[0, 1\]"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        TraceRLConfig(str(tmp_path), bf16=False, **settings)
+
+
+# In the trainer
+
+
+@pytest.mark.parametrize("trains", ["full", "lora", "head"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_value_model_learns_and_the_policy_does_not_notice(family, tokenizer, tmp_path, trains, adapter):
+    trainer = rl_trainer(
+        "tracerl",
+        random_model(family, tokenizer),
+        tokenizer,
+        tmp_path,
+        peft_config=LoraConfig(target_modules="all-linear", r=2) if adapter else None,
+        value_model=trains,
+        value_learning_rate=0.05,
+        learning_rate=0.0,
+        max_steps=8,
+    )
+    policy = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    value = {name: p.clone() for name, p in trainer.value.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, policy[name]), name
+    for name, parameter in trainer.value.model.named_parameters():
+        assert torch.equal(parameter, value[name]) == (not parameter.requires_grad), name
+    logs = [log for log in trainer.state.log_history if "value/loss" in log]
+    for name in ("value/returns", "value/mean", "value/explained_variance", "value/clip_ratio", "value/grad_norm"):
+        assert name in logs[0], name
+    assert logs[0]["value/mean"] == 0.0 and logs[-1]["value/mean"] != 0.0
+
+
+def test_values_predict_returns_that_can_be_predicted(tokenizer, tmp_path):
+    """The reward depends on the prompt alone, so that its value can be known; rewards are not group-normalised, which
+    would leave nothing of it. The policy stands still."""
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"prompt": ["0123", "3210"] * 4, "want": [1.0, -1.0] * 4})
+    trainer = rl_trainer(
+        "tracerl",
+        random_model("llada", tokenizer),
+        tokenizer,
+        tmp_path,
+        reward=lambda completions, want, completion_ids, **kwargs: [
+            [0.0] * (len(ids) - 1) + [w] for ids, w in zip(completion_ids, want, strict=True)
+        ],
+        dataset=rows,
+        value_model="full",
+        value_learning_rate=0.01,
+        learning_rate=0.0,
+        max_steps=40,
+    )
+    trainer.train()
+    explained = [log["value/explained_variance"] for log in trainer.state.log_history if "value/loss" in log]
+    assert explained[0] == pytest.approx(0.0, abs=1e-6) and explained[-1] > 0.5
+
+
+def test_the_logged_figures_are_those_of_the_batch(family, tokenizer, tmp_path):
+    model = random_model(family, tokenizer, seed=6)
+    trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, value_model="full", max_completion_length=9)
+    trained(trainer.value.model)
+    inputs = generated_batch(trainer)
+    mask = inputs["completion_mask"].bool()
+    values, returns, advantages = (inputs[name][mask].double() for name in ("old_values", "returns", "advantages"))
+    metrics = {name: numbers[-1] for name, numbers in trainer._metrics["train"].items()}
+    assert metrics["value/returns"] == pytest.approx(returns.mean().item(), abs=1e-6)
+    assert metrics["value/mean"] == pytest.approx(values.mean().item(), rel=1e-5)
+    explained = 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+    assert metrics["value/explained_variance"] == pytest.approx(explained.item(), rel=1e-4)
+    assert metrics["advantages/std"] == pytest.approx(advantages.std(correction=0).item(), rel=1e-5)
+    # Without discount the advantage of every token is the reward less its value.
+    assert (advantages - (returns - values)).abs().max() <= 1e-6
+
+
+def test_accumulated_micro_batches_equal_one_batch(family, tokenizer, tmp_path):
+    results = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = rl_trainer(
+            "tracerl",
+            random_model(family, tokenizer),
+            tokenizer,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            optim="sgd",
+            learning_rate=0.1,
+            value_model="full",
+            value_learning_rate=0.5,
+            max_grad_norm=0.05,  # both are clipped
+            max_steps=1,  # the second rollout's seeds depend on the number of micro-batches
+        )
+        trained(trainer.value.model)
+        trainer.train()
+        norms = [log["value/grad_norm"] for log in trainer.state.log_history if "value/grad_norm" in log]
+        assert len(norms) == 1 and norms[0] > 0.05
+        results.append([p.detach().clone() for p in trainer.value.model.parameters()])
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) <= 1e-5
+    start = trained(DiffusionValueModel.from_policy(random_model(family, tokenizer)))
+    assert max((a - b).abs().max() for a, b in zip(results[0], start.parameters(), strict=True)) > 1e-3
+
+
+def test_the_policy_moves_and_the_values_do_not_see_it(tokenizer, tmp_path):
+    """TRL wraps the policy's forward in a closure; a copied model must not run it."""
+    trainer = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path, value_model="full")
+    trained(trainer.value.model)
+    prompts, mask, canvas = batch()
+    everything = [view(torch.ones_like(canvas, dtype=torch.bool))]
+    before = value_views(trainer.value.model, prompts, mask, canvas, everything)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.zero_()
+    assert torch.equal(value_views(trainer.value.model, prompts, mask, canvas, everything), before) and before.any()
+
+
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("trains", ["full", "lora"])
+def test_other_precisions_and_recomputed_activations_train(tokenizer, tmp_path, settings, trains):
+    model = random_model("llada", tokenizer)
+    settings = {"value_model": trains, "value_learning_rate": 0.05, "max_steps": 3, **settings}
+    trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, **settings)
+    seen = set()
+    layer = trainer.value.model.backbone.model.layers[0].mlp
+    layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    before = [p.clone() for p in trainer.value.model.parameters() if p.requires_grad]
+    trainer.train()
+    assert seen == {torch.bfloat16 if settings.get("bf16") else torch.float32}
+    after = [p for p in trainer.value.model.parameters() if p.requires_grad]
+    assert all(not torch.equal(a, b) and a.isfinite().all() for a, b in zip(after, before, strict=True))
+    assert trainer.value.model.backbone.is_activation_checkpointing == bool(settings.get("activation_checkpointing"))
+
+
+def test_it_is_saved_with_the_model_if_asked_and_taken_up_again(family, tokenizer, tmp_path):
+    settings = {"value_model": "full", "value_learning_rate": 0.05, "max_steps": 2}
+    for push in (False, True):
+        folder = tmp_path / str(push)
+        trainer = rl_trainer(
+            "tracerl", random_model(family, tokenizer), tokenizer, folder, push_value_model=push, **settings
+        )
+        trainer.train()
+        trainer.save_model(str(folder))
+        assert (folder / "value_model" / "value_config.json").exists() == push
+        # What stands beside it is the model, alone.
+        assert json.loads((folder / "config.json").read_text())["model_type"] == family
+    saved = trainer.value.model
+    again = rl_trainer(
+        "tracerl",
+        random_model(family, tokenizer),
+        tokenizer,
+        tmp_path,
+        value_model=str(tmp_path / "True" / "value_model"),
+        value_learning_rate=0.05,
+    )
+    for found, wanted in zip(again.value.model.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(found, wanted) and found.requires_grad
+    again.train()
+
+
+def test_a_second_adapter_does_not_reach_the_policys_files(tokenizer, tmp_path):
+    trainer = rl_trainer(
+        "tracerl",
+        random_model("llada", tokenizer),
+        tokenizer,
+        tmp_path,
+        peft_config=LoraConfig(target_modules="all-linear", r=2),
+        value_model="lora",
+        value_learning_rate=0.05,
+        learning_rate=0.05,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert {p.name for p in (tmp_path / "adapter").iterdir() if p.is_dir()} == set()
+    loaded = PeftModel.from_pretrained(random_model("llada", tokenizer), tmp_path / "adapter")
+    ids = torch.tensor([tokenizer("0123")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, trainer.model(ids).logits, atol=1e-5)
+    assert not any("value" in name for name, _ in diffusion_model(trainer.model).named_parameters())
+
+
+def test_fp16_is_refused(tokenizer, tmp_path, monkeypatch):
+    trainer = rl_trainer("tracerl", random_model("llada", tokenizer), tokenizer, tmp_path)
+    from trl_diffusion.trainer.value import ValueTraining
+
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", property(lambda self: "fp16"))
+    trainer.args.value_model = "full"
+    with pytest.raises(ValueError, match="value_model='full' is not supported with fp16"):
+        ValueTraining(DiffusionValueModel.from_policy(trainer.model), trainer.args, trainer.accelerator)
