@@ -39,6 +39,11 @@ def test_the_hooks_of_the_trainers_below_have_their_signatures():
     assert parameters(SFTTrainer.compute_loss)[:4] == ["self", "model", "inputs", "return_outputs"]
     assert parameters(Trainer._save_checkpoint) == ["self", "model", "trial"]
     assert parameters(Trainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+    assert parameters(Trainer._save) == ["self", "output_dir", "state_dict"]
+    # Where the value model is prepared: after the policy, before a checkpoint is loaded.
+    assert parameters(Trainer.create_scheduler) == ["self", "num_training_steps", "optimizer"]
+    assert parameters(Trainer.get_optimizer_cls_and_kwargs) == ["args", "model"]
+    assert parameters(Trainer.get_decay_parameter_names) == ["self", "model"]
     assert set(parameters(RepeatSampler)) >= {"data_source", "mini_repeat_count", "batch_size", "repeat_count", "seed"}
     assert hasattr(PreTrainedModel, "generation_config_class")
     adjust = parameters(GenerationMixin.adjust_generation_fn)
@@ -60,6 +65,11 @@ def test_the_configs_are_read_from_a_command_line(tmp_path):
         [*command, "--shrinkage", "4", "--block_length", "8", "--unmasking", "threshold", "--threshold", "0.9"]
     )
     assert (config.shrinkage, config.block_length, config.unmasking, config.threshold) == (4, 8, "threshold", 0.9)
+    schedule = '{"0": 4, "60": [4, 8]}'
+    (config,) = TrlParser((TraceRLConfig,)).parse_args_and_config(
+        [*command, "--block_length_schedule", schedule, "--value_model", "lora", "--difficulty_range", "0.2", "0.8"]
+    )
+    assert config.block_length_schedule == {"0": 4, "60": [4, 8]} and config.difficulty_range == [0.2, 0.8]
 
 
 def test_every_field_says_what_it_is_for():

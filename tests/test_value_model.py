@@ -8,8 +8,9 @@ import torch
 from conftest import random_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from rl import generated_batch, rl_trainer
+from transformers import BitsAndBytesConfig
 
-from trl_diffusion import DiffusionValueModel, TraceRLConfig
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionValueModel, TraceRLConfig
 from trl_diffusion.likelihood import MaskedView, value_views
 from trl_diffusion.models import diffusion_model
 
@@ -306,6 +307,45 @@ def test_a_second_adapter_does_not_reach_the_policys_files(tokenizer, tmp_path):
     with torch.no_grad():
         assert torch.allclose(loaded(ids).logits, trainer.model(ids).logits, atol=1e-5)
     assert not any("value" in name for name, _ in diffusion_model(trainer.model).named_parameters())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_policy_shares_its_weights(tokenizer, tmp_path, bits):
+    random_model("llada", tokenizer, hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "model")
+    quantization = (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        if bits == 4
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+
+    def trainer_of(trains):
+        model = AutoModelForDiffusionLM.from_pretrained(
+            tmp_path / "model", quantization_config=quantization, dtype=torch.float32
+        )
+        return rl_trainer(
+            "tracerl",
+            model,
+            tokenizer,
+            tmp_path,
+            peft_config=LoraConfig(target_modules="all-linear", r=2),
+            value_model=trains,
+            value_learning_rate=0.05,
+            num_iterations=2,
+            max_steps=3,
+            save_strategy="steps",
+            save_steps=3,
+        )
+
+    with pytest.raises(ValueError, match="'full' cannot train quantized weights"):
+        trainer_of("full")
+    trainer = trainer_of("lora")
+    trainer.train()
+    assert len(trainer.value.model.shared_names) == 20
+    assert all("lora_" in name or "lm_head" in name for name in trainer.value.model.own_state_dict())
+    assert {log.get("old_logprobs/from_rollout") for log in trainer.state.log_history} == {0.0, None}
+    again = DiffusionValueModel.from_pretrained(tmp_path / "checkpoint-3" / "value_model", policy=trainer.model)
+    for found, wanted in zip(again.parameters(), trainer.value.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_fp16_is_refused(tokenizer, tmp_path, monkeypatch):

@@ -135,9 +135,9 @@ class DiffusionValueModel(DiffusionModelWrapper):
 
     def own_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights that are not shared with a policy."""
-        # A quantized weight's statistics have its name and a suffix.
-        shared = tuple(f"{name}." for name in self.shared_names)
-        return {name: t for name, t in self.state_dict().items() if not f"{name}.".startswith(shared)}
+        # Of the state of quantized layers, which are always shared, much is neither a parameter nor a buffer.
+        names = {name for name, _ in (*self.named_parameters(), *self.named_buffers())} - self.shared_names
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
     def save_pretrained(self, save_directory: str | os.PathLike, max_shard_size: str = "5GB"):
         """Write the weights that are the value model's own, the backbone's config and `value_config.json`.
