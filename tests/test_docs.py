@@ -64,6 +64,23 @@ def test_the_python_blocks_of_the_generation_page_run(capsys, monkeypatch):
     assert "0430100000410000" + "14321234" in printed.replace(" ", "") and "·" not in printed
 
 
+def test_the_python_blocks_of_the_tracerl_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tracerl.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)  # the project's own text
+    logs = [log for log in namespace["trainer"].state.log_history if "reward" in log]
+    assert len(logs) == 2
+    page = (ROOT / "docs" / "tracerl.md").read_text()
+    # The page names what is logged.
+    for metric in logs[0]:
+        if metric.split("/")[0] in ("value", "trajectory", "advantages", "old_logprobs"):
+            assert f"`{metric}`" in page, metric
+    assert namespace["early_ones"]([[5, 6]], [[1, 2]]) == [[1.0, 0.5]]
+
+
 def test_the_diff_of_adding_a_family_is_the_file():
     text = (ROOT / "docs" / "adding_a_family.md").read_text()
     name, diff = re.search(r"\+\+\+ b/(\S+)\n(.*?)```", text, re.DOTALL).groups()
