@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import random_model
+from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel, get_peft_model
 from rl import generated_batch, rl_trainer
 from transformers import BitsAndBytesConfig
@@ -13,6 +16,9 @@ from transformers import BitsAndBytesConfig
 from trl_diffusion import AutoModelForDiffusionLM, DiffusionValueModel, TraceRLConfig
 from trl_diffusion.likelihood import MaskedView, value_views
 from trl_diffusion.models import diffusion_model
+
+
+VALUE_FILES = {"config.json", "value_config.json", "value_model.safetensors"}
 
 
 def lora(model, **kwargs):
@@ -90,7 +96,7 @@ def test_what_is_trained_what_is_shared_and_what_is_saved(family, tokenizer, tmp
 
     trained(value_model).save_pretrained(tmp_path)
     saved = {p.name for p in tmp_path.iterdir()}
-    assert saved == {"config.json", "value_config.json", "value_model.safetensors"}
+    assert saved == VALUE_FILES
     if shared:
         with pytest.raises(ValueError, match="shares frozen weights with its policy"):
             DiffusionValueModel.from_pretrained(tmp_path)
@@ -286,6 +292,41 @@ def test_it_is_saved_with_the_model_if_asked_and_taken_up_again(family, tokenize
     for found, wanted in zip(again.value.model.parameters(), saved.parameters(), strict=True):
         assert torch.equal(found, wanted) and found.requires_grad
     again.train()
+
+
+def test_it_is_pushed_with_the_model_if_asked(tokenizer, tmp_path, monkeypatch):
+    """Up to huggingface_hub's upload: what is in the folder, less what is ignored."""
+    uploads = []
+
+    def upload_folder(folder_path, ignore_patterns, **kwargs):
+        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        uploads.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+
+    hub = SimpleNamespace(
+        create_repo=lambda name, **kwargs: SimpleNamespace(repo_id=name), upload_folder=upload_folder
+    )
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    for push in (False, True):
+        trainer = rl_trainer(
+            "tracerl",
+            random_model("llada", tokenizer),
+            tokenizer,
+            tmp_path / str(push),
+            value_model="head",
+            push_value_model=push,
+            hub_model_id="me/model",
+        )
+        trainer.push_to_hub()
+    value_files = [{name for name in files if name.startswith("value_model/")} for files in uploads]
+    assert value_files[0] == set()
+    assert value_files[1] == {f"value_model/{name}" for name in VALUE_FILES}
+    assert {"config.json", "model.safetensors", "README.md"} <= uploads[1]
+
+    # And back, by its id.
+    monkeypatch.setattr("trl_diffusion.models.value.snapshot_download", lambda *args, **kwargs: tmp_path / "True")
+    again = DiffusionValueModel.from_pretrained("me/model")
+    for found, wanted in zip(again.parameters(), trainer.value.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_a_second_adapter_does_not_reach_the_policys_files(tokenizer, tmp_path):

@@ -45,11 +45,11 @@ class ResumableRolloutsMixin:
     def _rollout_state_path(self, folder: str) -> str:
         return os.path.join(folder, f"rollouts_{self.accelerator.process_index}.pt")
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """TRL's. With `resume_from_checkpoint=True` it goes on from the last checkpoint that was written whole."""
         if isinstance(resume_from_checkpoint, bool) and resume_from_checkpoint:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
         # Before the parent, which ends with what makes a checkpoint whole, and then deletes older ones.
