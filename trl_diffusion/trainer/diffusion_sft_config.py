@@ -159,7 +159,8 @@ class DiffusionSFTConfig(SFTConfig):
             raise ValueError(f"min_noise_level={self.min_noise_level} must lie in (0, 1].")
         if not self.min_noise_level <= self.max_noise_level <= 1:
             raise ValueError(
-                f"max_noise_level={self.max_noise_level} must lie between min_noise_level={self.min_noise_level} and 1."
+                f"max_noise_level={self.max_noise_level} must lie in [min_noise_level, 1] = "
+                f"[{self.min_noise_level}, 1]."
             )
 
     @property

@@ -211,12 +211,12 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
             # Items of all micro-batches of the step, and of all processes, which DDP averages over.
             across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             scale = share * across / num_items_in_batch
-        row_sums = torch.zeros(len(input_ids), dtype=torch.float64, device="cpu")
+        row_sums = torch.zeros(len(input_ids), device=input_ids.device)  # (B,)
         hits = torch.zeros(2, device=input_ids.device)  # right predictions, targets
 
         def view_loss(view: MaskedView) -> torch.Tensor:
             losses, right = self._row_losses(model, input_ids, real, view)
-            row_sums.add_(losses.detach().cpu())
+            row_sums.add_(losses.detach())
             hits.add_(torch.stack([right, view.target.sum()]))
             return (losses * scale).sum()
 
@@ -224,8 +224,8 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         if mode == "train":
             self._total_train_tokens += self.accelerator.gather(real.sum()).sum().item()
         else:
-            measured = torch.stack([row_sums.to(share.device) * share, items.double()], dim=1)
-            self._eval_sums += self.accelerator.gather_for_metrics(measured).sum(dim=0).cpu()
+            measured = torch.stack([row_sums * share, items.float()], dim=1)  # (B, 2)
+            self._eval_sums += self.accelerator.gather_for_metrics(measured).cpu().double().sum(dim=0)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._metrics[mode]["views"].append(float(len(views)))
         correct, total = self.accelerator.reduce(hits).tolist()
@@ -236,8 +236,8 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         """Weighted cross-entropy of a view's targets, summed over each row, (B,); how many were predicted right."""
         if view.visible is not None:  # what no row of the batch can see costs no time
             width = int((view.visible & real).any(dim=0).nonzero().max()) + 1
-            parts = (view.masked, view.target, view.weight, None, view.visible)
-            view = MaskedView(*(None if part is None else part[:, :width] for part in parts))
+            names = ("masked", "target", "weight", "visible")
+            view = MaskedView(**{name: getattr(view, name)[:, :width] for name in names})
             input_ids, real = input_ids[:, :width], real[:, :width]
         nothing = input_ids[:, :0]  # the prompt is part of the row, told apart by the labels
         logits = view_logits(

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Recorded step maps on their way from a dataset to the loss: TRL tokenises, labels, cuts and pads the tokens alone."""
+"""Recorded step maps on their way from a dataset to the loss, beside the tokens that TRL takes care of."""
 
 from collections.abc import Callable
 from typing import Any
@@ -104,8 +104,8 @@ def cut_rows(
             too_long = sum(len(ids) > max_length for ids in dataset["input_ids"])
             if too_long:
                 logger.warning(
-                    f"{too_long} of {len(dataset)} rows of {name} are longer than max_length={max_length} and are cut: "
-                    "their tokens are trained in states that the sampler did not visit. Raise max_length, or leave "
+                    f"{too_long} of {len(dataset)} rows of {name} are longer than max_length={max_length} and are "
+                    "cut: their tokens are trained in states that the sampler did not visit. Raise max_length, or leave "
                     "such rows out."
                 )
         part = slice(None, max_length) if truncation_mode == "keep_start" else slice(-max_length, None)
