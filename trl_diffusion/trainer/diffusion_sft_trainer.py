@@ -89,6 +89,10 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         check_peft_config(kwargs.get("peft_config"))
         check_dataset(train_dataset, "train_dataset", None)
         check_dataset(eval_dataset, "eval_dataset", None)
+        if args.data_seed is None:
+            # Otherwise accelerate takes the global generator's seed, and each process, whose noise is its own, would
+            # draw its share of the rows from an order of its own.
+            args.data_seed = args.seed
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         family = settle_mask_token(self.model, self._tokenizer)
         args.check_attention(family.attention)

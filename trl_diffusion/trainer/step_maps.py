@@ -105,8 +105,8 @@ def cut_rows(
             if too_long:
                 logger.warning(
                     f"{too_long} of {len(dataset)} rows of {name} are longer than max_length={max_length} and are "
-                    "cut: their tokens are trained in states that the sampler did not visit. Raise max_length, or leave "
-                    "such rows out."
+                    "cut: their tokens are trained in states that the sampler did not visit. Raise max_length, or "
+                    "leave such rows out."
                 )
         part = slice(None, max_length) if truncation_mode == "keep_start" else slice(-max_length, None)
         dataset = dataset.map(lambda row: {key: row[key][part] for key in ("input_ids", "labels", column)})
