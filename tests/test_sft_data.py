@@ -4,12 +4,15 @@
 """What the SFT trainer makes of its datasets: conversations, prompts with completions, recorded traces."""
 
 import logging
+import string
 
 import pytest
 import torch
 from conftest import random_model
 from datasets import Dataset
 from sft import recorded_rows, sft_trainer, text_rows
+
+from trl_diffusion.tasks import character_tokenizer
 
 
 # A user's turn is 0…, an assistant's 1… and EOS; the latter is marked for assistant_only_loss.
@@ -22,6 +25,15 @@ MASKINGS = {
     "block": ({"masking": "block", "block_length": 3}, {"masking": "block"}),
     "canvases": ({"masking": "block", "block_length": 2, "canvas_length": 4}, {"masking": "block", "block_length": 2}),
 }
+
+
+@pytest.fixture
+def tokenizer():
+    """The digits have the ids that they have in the other tests. TRL renders words to look at a chat template."""
+    rest = "".join(character for character in string.printable if character not in "01234")
+    tokenizer = character_tokenizer("01234" + rest)
+    tokenizer.chat_template = CHAT
+    return tokenizer
 
 
 def turns(*contents):
@@ -41,7 +53,6 @@ def conversations():
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("dataset", ["text", "conversations", "turns"])
 def test_every_masking_takes_every_dataset(family, masking, dataset, tokenizer, tmp_path):
-    tokenizer.chat_template = CHAT
     rows, extra = text_rows(), {}
     if dataset == "conversations":
         rows = conversations()
@@ -66,8 +77,7 @@ def test_every_masking_takes_every_dataset(family, masking, dataset, tokenizer, 
 
 
 def test_a_later_turn_is_not_seen_before_its_time(tokenizer, tmp_path):
-    """Two answers with a user's turn between them: that turn is masked, unscored, while the first answer is trained."""
-    tokenizer.chat_template = CHAT
+    """A user's turn between two answers is masked, and not scored, while the first answer is trained."""
     sft = sft_trainer(
         random_model("llada", tokenizer),
         tokenizer,
@@ -108,18 +118,14 @@ def test_recorded_ids_are_trained_as_they_are(tokenizer, tmp_path):
 
 
 def test_recorded_conversations_are_trained_as_they_are(tokenizer, tmp_path):
-    tokenizer.chat_template = CHAT
     rows = recorded_rows(3).remove_columns(["prompt", "completion"])
     rows = rows.add_column("prompt", [turns("22")] * 3).add_column("completion", [turns("22", "3")[1:]] * 3)
     with_text = trace_trainer(tokenizer, tmp_path, rows)
-    assert with_text.train_dataset["input_ids"][:] == [
-        a + b for a, b in zip(rows["prompt_ids"], rows["completion_ids"])
-    ]
+    assert with_text.train_dataset["input_ids"][:] == [row["prompt_ids"] + row["completion_ids"] for row in rows]
 
 
 @pytest.mark.parametrize("source", ["text", "conversation", "completion_mask", "labels", "row"])
 def test_step_maps_of_other_rows(source, tokenizer, tmp_path):
-    tokenizer.chat_template = CHAT
     steps, ids = [2, 1, 1], [3, 4, 5, 6, 7, 1]
     rows = {
         "text": {"prompt": ["012"], "completion": ["34"]},
