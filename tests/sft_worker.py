@@ -7,16 +7,18 @@ import sys
 
 import conftest
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from sft import recorded_rows, sft_trainer, text_rows
 
 from trl_diffusion.tasks import character_tokenizer
 
 
+FAMILIES = ("llada", "sdar")
 NORMALIZATIONS = ("token", "sequence", "batch")
 
 
-def train(family: str, folder: str, batch_size: int) -> dict:
+def train(family: str, folder: str, batch_size: int) -> dict[str, torch.Tensor]:
     """Parameters after two steps of trace SFT, whose views are the same in any number of processes, and the loss of an
     evaluation with noise, for every normalisation. The steps have two micro-batches; rows have unlike many views."""
     found = {}
@@ -36,7 +38,7 @@ def train(family: str, folder: str, batch_size: int) -> dict:
         )
         trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model)
-        found |= {f"{normalization}.{key}": value.detach().clone() for key, value in model.named_parameters()}
+        found |= {f"{family}.{normalization}.{key}": value.detach().clone() for key, value in model.named_parameters()}
         noisy = sft_trainer(
             conftest.random_model(family, tokenizer),
             tokenizer,
@@ -47,13 +49,13 @@ def train(family: str, folder: str, batch_size: int) -> dict:
             block_length=3,
             loss_normalization=normalization,
         )
-        found[f"{normalization}.eval_loss"] = torch.tensor(noisy.evaluate()["eval_loss"])
-    return found, trainer
+        found[f"{family}.{normalization}.eval_loss"] = torch.tensor(noisy.evaluate()["eval_loss"])
+    return found
 
 
 if __name__ == "__main__":
-    family, folder, out = sys.argv[1:]
-    found, trainer = train(family, folder, batch_size=2)
-    assert trainer.accelerator.num_processes == 2
-    if trainer.accelerator.is_main_process:
+    folder, out = sys.argv[1:]
+    found = {name: value for family in FAMILIES for name, value in train(family, folder, batch_size=2).items()}
+    assert PartialState().num_processes == 2
+    if PartialState().is_main_process:
         save_file(found, out)

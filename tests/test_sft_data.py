@@ -89,9 +89,9 @@ def test_a_later_turn_is_not_seen_before_its_time(tokenizer, tmp_path):
     )
     batch = sft.data_collator([{key: sft.train_dataset[0][key] for key in ("input_ids", "labels")}])
     trainable = batch["labels"] != -100
-    first, second = sft.draw_views(trainable, torch.ones_like(trainable))
+    first, second, third = sft.draw_views(trainable, torch.ones_like(trainable))
     assert first.masked[0, 9:].all() and not first.target[0, 9:].any()
-    assert not second.masked[0, :12].any()
+    assert not second.masked[0, :12].any() and second.masked[0, 14:].all() and not third.masked[0, :14].any()
 
 
 # Traces

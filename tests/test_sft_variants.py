@@ -15,13 +15,12 @@ from conftest import random_model
 from datasets import Dataset
 from safetensors.torch import load_file
 from sft import recorded_rows, sft_config, sft_trainer, text_rows
-from sft_worker import NORMALIZATIONS, train
+from sft_worker import FAMILIES, NORMALIZATIONS, train
 from transformers import Trainer
 from trl import SFTTrainer
 
 import trl_diffusion.likelihood.sft_views as sft_views
 from trl_diffusion.likelihood import MaskedView
-from trl_diffusion.tasks import character_tokenizer
 
 
 HERE = Path(__file__).parent
@@ -292,21 +291,24 @@ def test_accumulated_micro_batches_equal_one_batch(family, normalization, tokeni
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_two_processes_equal_one(family, tmp_path):
+def test_two_processes_equal_one(tokenizer, tmp_path):
     out = tmp_path / "ddp.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    command += [str(HERE / "sft_worker.py"), family, str(tmp_path / "ddp"), str(out)]
+    command += [str(HERE / "sft_worker.py"), str(tmp_path / "ddp"), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     found = load_file(out)
-    expected, _ = train(family, str(tmp_path / "single"), batch_size=4)
-    start = dict(random_model(family, character_tokenizer("01234")).named_parameters())
-    for normalization in NORMALIZATIONS:
-        assert max((expected[f"{normalization}.{key}"] - start[key]).abs().max() for key in start) > 1e-3
-    for key in expected:
-        assert (found[key] - expected[key]).abs().max() <= 1e-5, key
+    for family in FAMILIES:
+        start = dict(random_model(family, tokenizer).named_parameters())
+        expected = train(family, str(tmp_path / "single"), batch_size=4)
+        for normalization in NORMALIZATIONS:
+            moved = (expected[f"{family}.{normalization}.{key}"] - start[key] for key in start)
+            assert max(difference.abs().max() for difference in moved) > 1e-3
+        for key in expected:
+            assert (found.pop(key) - expected[key]).abs().max() <= 1e-5, key
+    assert not found
 
 
 @pytest.mark.parametrize("masking", ["block", "trace"])

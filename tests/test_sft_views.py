@@ -5,12 +5,21 @@
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import trl_diffusion.likelihood.sft_views as module
-from trl_diffusion.likelihood import MaskedView, canvas_views, noisy_views, random_view, stack_views, trace_views
+from trl_diffusion.likelihood import (
+    MaskedView,
+    canvas_views,
+    even_views,
+    noisy_views,
+    random_view,
+    stack_views,
+    trace_views,
+)
 
 
 def bools(text):
@@ -212,3 +221,12 @@ def test_stacked_rows_stand_at_their_places():
     assert first.weight.tolist() == [[2, 2, 2, 2], [1, 3, 3, 1]]
     assert first.visible.tolist() == [[1, 1, 1, 0], [0, 1, 1, 0]]
     assert second.masked.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]] and not second.target[1].any()
+
+
+def test_every_process_gets_as_many_views():
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", gather=lambda count: torch.tensor([int(count), 3]))
+    view = MaskedView(bools("011"), bools("010"))
+    views = even_views([view], accelerator)
+    assert len(views) == 3 and views[0] is view
+    assert not any(empty.masked.any() or empty.target.any() for empty in views[1:])
+    assert even_views([view], SimpleNamespace(num_processes=1)) == [view]
