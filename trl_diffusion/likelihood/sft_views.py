@@ -117,7 +117,7 @@ def canvas_views(
             current, used = order[:, index : index + 1], index < drawn  # (B, 1)
             last = (current // per_canvas + 1) * per_canvas  # the first block behind the canvas
             masked_tail = (block > current) & (block < last) & real
-            here = noise.masked & (block == current) & used
+            here = noise.masked & (block == current)  # rows whose blocks are used up are at those without a target
             views.append(
                 MaskedView(
                     masked=here | masked_tail & used,
