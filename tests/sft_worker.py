@@ -33,6 +33,8 @@ def train(family: str, folder: str, batch_size: int) -> dict[str, torch.Tensor]:
             per_device_eval_batch_size=batch_size,
             gradient_accumulation_steps=2,
             optim="sgd",
+            learning_rate=3e-3,
+            max_grad_norm=1e3,  # clipping would hide a wrong scale
             masking="trace",
             loss_normalization=normalization,
         )

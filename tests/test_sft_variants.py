@@ -277,6 +277,8 @@ def test_accumulated_micro_batches_equal_one_batch(family, normalization, tokeni
             gradient_accumulation_steps=steps,
             max_steps=1,
             optim="sgd",
+            learning_rate=3e-3,
+            max_grad_norm=1e3,  # clipping would hide a wrong scale
             masking="block",
             num_masks=2,
             loss_normalization=normalization,
