@@ -44,7 +44,7 @@ def test_the_loss_equals_a_slow_loop(every_family, tokenizer, tmp_path, monkeypa
     sft = trainer(model, tokenizer, tmp_path)
     batch = sft.data_collator([sft.train_dataset[0], sft.train_dataset[1]])
     drawn = []
-    import trl_diffusion.trainer.diffusion_sft_trainer as module
+    import trl_diffusion.likelihood.sft_views as module
 
     original = module.random_view
     monkeypatch.setattr(module, "random_view", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1])
@@ -111,10 +111,10 @@ def test_the_noise_of_the_evaluation_follows_the_rows(tokenizer, tmp_path, monke
     sft = trainer(random_model("llada", tokenizer), tokenizer, tmp_path)
     sft.model.eval()
     batch = sft.data_collator([sft.train_dataset[row] for row in (0, 1)])
-    both = sft._fixed_view(batch["input_ids"], batch["attention_mask"], batch["labels"] != -100)
+    (both,) = sft._fixed_views(batch["input_ids"], batch["labels"] != -100, batch["attention_mask"].bool(), None)
     assert both.weight[0, 0] != both.weight[1, 0]  # rows of other tokens, other levels
     alone = sft.data_collator([sft.train_dataset[1]])
-    view = sft._fixed_view(alone["input_ids"], alone["attention_mask"], alone["labels"] != -100)
+    (view,) = sft._fixed_views(alone["input_ids"], alone["labels"] != -100, alone["attention_mask"].bool(), None)
     width = alone["input_ids"].size(1)
     assert torch.equal(view.masked[0], both.masked[1, :width])
     assert view.weight[0, 0] == both.weight[1, 0]
@@ -122,7 +122,7 @@ def test_the_noise_of_the_evaluation_follows_the_rows(tokenizer, tmp_path, monke
 
 def test_accumulated_micro_batches_weigh_tokens_like_one_batch(family, tokenizer, tmp_path, monkeypatch):
     """Rows of different lengths, in one batch of 8 or in 8 of one row: the same step."""
-    import trl_diffusion.trainer.diffusion_sft_trainer as module
+    import trl_diffusion.likelihood.sft_views as module
 
     def half(trainable, *args, **kwargs):
         masked = trainable & (torch.arange(trainable.size(1)) % 2 == 0)

@@ -65,6 +65,8 @@ def view_logits(
     family = diffusion_model(model)
     width = prompt_ids.size(1)
     canvas_mask = torch.ones_like(canvas_ids) if canvas_mask is None else canvas_mask.long()
+    if view.visible is not None:
+        canvas_mask = canvas_mask * view.visible
     valid = torch.cat([prompt_mask.long(), canvas_mask], dim=1)  # (B, P + C)
     masked_canvas = canvas_ids.masked_fill(view.masked, family.mask_token_id)
     if family.attention == "full":
@@ -157,6 +159,25 @@ def value_views(model: nn.Module, prompt_ids, prompt_mask, canvas_ids, views: It
 
 def _sum(scores: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, scores)
+
+
+def even_views(views: list[MaskedView], accelerator: Accelerator) -> list[MaskedView]:
+    """Append empty views until every process has as many, since forward passes of sharded models are collective.
+
+    Args:
+        views (`list[MaskedView]`):
+            The views of this process; at least one, which may be empty.
+        accelerator ([`~accelerate.Accelerator`]):
+            Knows the other processes.
+
+    Returns:
+        `list[MaskedView]`.
+    """
+    if accelerator.num_processes == 1:
+        return views
+    count = accelerator.gather(torch.tensor(len(views), device=accelerator.device)).max()
+    nothing = torch.zeros_like(views[0].target)
+    return views + [MaskedView(nothing, nothing)] * (int(count) - len(views))
 
 
 def backward_by_view(

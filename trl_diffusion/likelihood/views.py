@@ -22,12 +22,15 @@ class MaskedView:
         group (`torch.LongTensor` of shape (B, C), *optional*):
             Targets of a row in the same group were committed in the same step. `None`: all of them; a view of a
             block-causal model joins steps of several blocks, and its groups are the blocks.
+        visible (`torch.BoolTensor` of shape (B, C), *optional*):
+            Positions that exist in this copy; the others are not attended to. `None`: all of them.
     """
 
     masked: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor | None = None
     group: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
 
 
 def step_rank(unmask_step: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
@@ -193,7 +196,13 @@ def fully_masked_view(maskable: torch.Tensor) -> MaskedView:
     return MaskedView(masked=torch.ones_like(maskable, dtype=torch.bool), target=maskable.bool())
 
 
-def random_view(maskable: torch.Tensor, minimum: float = 1e-3, generator: torch.Generator | None = None) -> MaskedView:
+def random_view(
+    maskable: torch.Tensor,
+    minimum: float = 1e-3,
+    generator: torch.Generator | None = None,
+    maximum: float = 1.0,
+    group: torch.Tensor | None = None,
+) -> MaskedView:
     """One Monte-Carlo view of the ELBO: a noise level t per row, every maskable position masked with probability t.
 
     E[(1/t) Σ_i 1[masked] log p(x_i | masked copy)] is a lower bound of log p(x) (LLaDA, arXiv 2502.09992, eq. 3).
@@ -202,15 +211,21 @@ def random_view(maskable: torch.Tensor, minimum: float = 1e-3, generator: torch.
         maskable (`torch.BoolTensor` of shape (B, C)):
             Positions that may be masked; the others (prompt, padding) never are.
         minimum (`float`, *optional*, defaults to 1e-3):
-            t ~ U[minimum, 1]: with t ~ U[0, 1] the variance is infinite.
+            t ~ U[minimum, maximum]: with t ~ U[0, 1] the variance is infinite.
         generator (`torch.Generator`, *optional*):
             Source of the noise, on the CPU.
+        maximum (`float`, *optional*, defaults to 1.0):
+            The highest noise level.
+        group (`torch.LongTensor` of shape (B, C), *optional*):
+            Positions of a row in the same group share a level, every group has its own. `None`: one level per row.
 
     Returns:
         [`MaskedView`] with weight 1/t.
     """
     batch_size, length = maskable.shape
-    level = minimum + (1 - minimum) * torch.rand(batch_size, 1, generator=generator)  # (B, 1)
+    num_groups = 1 if group is None or not group.numel() else int(group.max()) + 1
+    level = minimum + (maximum - minimum) * torch.rand(batch_size, num_groups, generator=generator)  # (B, G)
+    level = level.expand(-1, length) if group is None else level.gather(1, group.cpu())  # (B, C)
     masked = torch.rand(batch_size, length, generator=generator) < level
     masked = masked.to(maskable.device) & maskable.bool()
-    return MaskedView(masked=masked, target=masked, weight=(1 / level).to(maskable.device).expand(-1, length))
+    return MaskedView(masked=masked, target=masked, weight=(1 / level).to(maskable.device))

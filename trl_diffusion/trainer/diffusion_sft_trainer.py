@@ -3,6 +3,7 @@
 
 """Supervised fine-tuning of diffusion language models."""
 
+import copy
 import textwrap
 import zlib
 
@@ -11,7 +12,16 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl import SFTTrainer
 
-from ..likelihood import MaskedView, random_view, view_logits
+from ..likelihood import (
+    MaskedView,
+    backward_by_view,
+    canvas_views,
+    even_views,
+    noisy_views,
+    stack_views,
+    trace_views,
+    view_logits,
+)
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
 from .checks import (
@@ -23,23 +33,32 @@ from .checks import (
     switch_router_loss_off,
 )
 from .diffusion_sft_config import DiffusionSFTConfig
+from .step_maps import StepMapCollator, align_step_maps, check_step_map, cut_rows, join_recorded_ids
 
 
 class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
     """
-    TRL's [`~trl.SFTTrainer`] for masked diffusion language models. The only change is the loss: a random share t of a
-    row's trainable tokens is masked, and the loss is their cross-entropy at their own positions, weighted by 1/t
-    (LLaDA, arXiv 2502.09992, eq. 5):
+    TRL's [`~trl.SFTTrainer`] for masked diffusion language models. The changes are the masked views that a row is
+    trained in, and the loss: the cross-entropy of the targets at their own positions,
 
-        L = Σ_rows Σ_i 1[i masked] · (1/t_row) · −log p_θ(x_i | masked row) / number of trainable tokens of the step
+        L = Σ_rows Σ_views Σ_{i target} w_i · −log p_θ(x_i | masked row) / normalizer
 
-    Prompt tokens and padding (`labels` of -100) are never masked. Block-causal models are trained in the layout they
-    generate in: the noisy copy of a block sees the clean blocks before it.
+    `masking="random"` (LLaDA, arXiv 2502.09992, eq. 5): a random share t of a row's trainable tokens is masked and
+    scored, w = 1/t. `"block"`: one block at a time, in the state in which generation fills it (under full attention
+    semi-autoregressive training; in block-causal models block diffusion, arXiv 2503.09573). `"trace"`: the steps of a
+    recorded trajectory, w = 1 (TraceRL, arXiv 2509.06949, section 5). The views are back-propagated one by one, at
+    the memory of one.
+
+    Prompt tokens and padding (`labels` of -100) are no targets. Block-causal models are trained in the layout they
+    generate in: the noisy copy of a block sees the clean blocks before it. The loss of an evaluation is that of all
+    its rows together, with masks that follow from the seed and each row's tokens: it does not depend on the batch
+    size, on the order or on the number of processes.
 
     Takes [`~trl.SFTTrainer`]'s arguments; `compute_loss_func` and `preprocess_logits_for_metrics` are refused.
 
     Raises:
-        ValueError: an empty dataset, a model without a mask token, a checkpoint of an unsupported family.
+        ValueError: an empty dataset, a model without a mask token, a checkpoint of an unsupported family, a step map
+            that does not fit its row, a field without an effect under the model's attention.
     """
 
     _tag_names = ["trl", "trl-diffusion", "sft"]
@@ -70,59 +89,199 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         check_peft_config(kwargs.get("peft_config"))
         check_dataset(train_dataset, "train_dataset", None)
         check_dataset(eval_dataset, "eval_dataset", None)
+        if args.data_seed is None:
+            # Otherwise accelerate takes the global generator's seed, and each process, whose noise is its own, would
+            # draw its share of the rows from an order of its own.
+            args.data_seed = args.seed
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        settle_mask_token(self.model, self._tokenizer)
+        family = settle_mask_token(self.model, self._tokenizer)
+        args.check_attention(family.attention)
+        # Block of the model's attention, `None` for full attention.
+        self._attention_block = None if family.attention == "full" else args.block_length or family.block_length
         switch_router_loss_off(self)
         self._check_rows()
+        if args.masking == "trace":
+            self.data_collator = StepMapCollator(self.data_collator, args.step_map_column)
         self._loss_shifts_labels = False  # the Trainer counts the tokens of a step, the first one included
+        self.model_accepts_loss_kwargs = True  # it counts them for every model
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # loss and what it is divided by, of one evaluation
         # Each process draws noise of its own. The global generators are used, since checkpoints save and restore them.
         set_seed(args.seed, device_specific=True)
 
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        arguments = (packing, formatting_func, dataset_name)
+        if args.masking != "trace":
+            return super()._prepare_dataset(dataset, processing_class, args, *arguments)
+        name = f"{dataset_name}_dataset" if dataset_name in ("train", "eval") else f"eval_dataset[{dataset_name!r}]"
+        check_step_map(dataset, args.step_map_column, name)
+        # A step map is checked against whole completions, and its row named as the user knows it.
+        uncut = copy.copy(args)
+        uncut.max_length, uncut.shuffle_dataset = None, False
+        dataset = super()._prepare_dataset(join_recorded_ids(dataset), processing_class, uncut, *arguments)
+        dataset = align_step_maps(dataset, args.step_map_column, name)
+        dataset = cut_rows(dataset, args.step_map_column, name, args.max_length, args.truncation_mode)
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.args.masking == "trace" and self.args.step_map_column not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, self.args.step_map_column]
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """What the loss of an optimizer step is divided by: its trainable tokens, or its rows that have any."""
+        if self.args.loss_normalization != "token":  # one label per row
+            rows = [(batch["labels"] != -100).any(dim=1) for batch in batch_samples]
+            batch_samples = [{"labels": torch.where(row, 0, -100)} for row in rows]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    # Views
+
+    def draw_views(
+        self,
+        trainable: torch.Tensor,
+        real: torch.Tensor,
+        unmask_step: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[MaskedView]:
+        """The masked views that a batch of rows is trained in.
+
+        Args:
+            trainable, real (`torch.BoolTensor` of shape (B, L)):
+                Tokens that may be learned; tokens that are no padding.
+            unmask_step (`torch.LongTensor` of shape (B, L), *optional*):
+                The step maps of `masking="trace"`, 0 = not drawn.
+            generator (`torch.Generator`, *optional*):
+                Source of the noise, on the CPU. `None`: the global one.
+
+        Returns:
+            `list[MaskedView]`, at least one, with the weights of the loss.
+        """
+        args, block_length = self.args, self._attention_block
+        if args.masking == "trace":
+            return trace_views(unmask_step, trainable, real, block_length, args.shrinkage)
+        noise = {
+            "noise_levels": (args.min_noise_level, args.max_noise_level),
+            "uniform": not args.weighs_by_noise,
+            "num_masks": args.num_masks,
+            "generator": generator,
+        }
+        if args.masking == "random" and args.canvas_length is None:
+            return noisy_views(trainable, real, **noise)
+        if block_length is not None:
+            return noisy_views(trainable, real, block_length, **noise)
+        return canvas_views(trainable, real, args.block_length, args.canvas_length, args.num_blocks, **noise)
+
+    def _fixed_views(self, input_ids, trainable, real, unmask_step) -> list[MaskedView]:
+        """Views whose noise depends on the seed and on each row's tokens alone, so that they are the same whenever the
+        loss is measured, at any batch size and in any number of processes."""
+        drawn = []
+        for row, kept in enumerate(real):
+            key = zlib.crc32(input_ids[row, kept].cpu().numpy().tobytes(), self.args.seed & 0xFFFFFFFF)
+            generator = torch.Generator().manual_seed(key)
+            alone = trainable[row, kept][None]
+            steps = None if unmask_step is None else unmask_step[row, kept][None]
+            drawn.append(self.draw_views(alone, torch.ones_like(alone), steps, generator))
+        return stack_views(drawn, real)
+
+    # Loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of randomly masked tokens, weighted by 1/t; see the class."""
+        """Weighted cross-entropy of masked tokens, summed over views; see the class."""
         if return_outputs:
             raise ValueError("DiffusionSFTTrainer does not return outputs: a masked copy has no logits to evaluate.")
-        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]  # (B, L)
+        input_ids, real = inputs["input_ids"], inputs["attention_mask"].bool()  # (B, L)
         limit = diffusion_model(model).config.max_position_embeddings
         if input_ids.size(1) > limit:  # streaming datasets are not looked through beforehand
             raise ValueError(
                 f"A row has {input_ids.size(1)} tokens and the model {limit} positions. Set max_length={limit}."
             )
-        trainable = (inputs["labels"] != -100) & attention_mask.bool()
+        trainable = (inputs["labels"] != -100) & real
+        unmask_step = inputs[self.args.step_map_column] if self.args.masking == "trace" else None
         mode = "train" if self.model.training else "eval"
         if mode == "train":
-            view = random_view(trainable, self.args.min_noise_level)
+            views = self.draw_views(trainable, real, unmask_step)
         else:
-            view = self._fixed_view(input_ids, attention_mask, trainable)
-        nothing = input_ids[:, :0]  # the prompt is part of the row, told apart by the labels
-        logits = view_logits(model, nothing, nothing, input_ids, view, canvas_mask=attention_mask)  # (n, V)
-        losses = nn.functional.cross_entropy(logits.float(), input_ids[view.target], reduction="none")  # (n,)
-        # A view may mask nothing at all; the sum of nothing is a zero that still has a graph for DDP.
-        loss = (losses * view.weight[view.target]).sum()
+            views = self._fixed_views(input_ids, trainable, real, unmask_step)
+        views = even_views(views, self.accelerator)
+
+        length = trainable.sum(dim=1)  # (B,)
+        items = length if self.args.loss_normalization == "token" else (length > 0).long()
+        share = 1 / length.clamp(min=1) if self.args.loss_normalization == "sequence" else torch.ones_like(length)
         if num_items_in_batch is None:
-            loss = loss / trainable.sum().clamp(min=1)
+            scale = share / items.sum().clamp(min=1)
         else:
-            # Trainable tokens of all micro-batches of the step, and of all processes, which DDP averages over.
+            # Items of all micro-batches of the step, and of all processes, which DDP averages over.
             across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss * across / num_items_in_batch
+            scale = share * across / num_items_in_batch
+        row_sums = torch.zeros(len(input_ids), device=input_ids.device)  # (B,)
+        hits = torch.zeros(2, device=input_ids.device)  # right predictions, targets
+
+        def view_loss(view: MaskedView) -> torch.Tensor:
+            losses, right = self._row_losses(model, input_ids, real, view)
+            row_sums.add_(losses.detach())
+            hits.add_(torch.stack([right, view.target.sum()]))
+            return (losses * scale).sum()
+
+        loss = backward_by_view([lambda view=view: view_loss(view) for view in views], model, self.accelerator)
         if mode == "train":
-            self._total_train_tokens += self.accelerator.gather(attention_mask.sum()).sum().item()
+            self._total_train_tokens += self.accelerator.gather(real.sum()).sum().item()
+        else:
+            measured = torch.stack([row_sums * share, items.float()], dim=1)  # (B, 2)
+            self._eval_sums += self.accelerator.gather_for_metrics(measured).cpu().double().sum(dim=0)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        accuracy = (logits.argmax(dim=-1) == input_ids[view.target]).float().sum()
-        correct, total = self.accelerator.reduce(torch.stack([accuracy, view.target.sum().float()])).tolist()
+        self._metrics[mode]["views"].append(float(len(views)))
+        correct, total = self.accelerator.reduce(hits).tolist()
         self._metrics[mode]["masked_token_accuracy"].append(correct / max(total, 1.0))
         return loss
 
-    def _fixed_view(self, input_ids, attention_mask, trainable) -> MaskedView:
-        """A view whose noise depends on the seed and on each row's tokens alone, so that it is the same whenever the
-        loss is measured, at any batch size and in any number of processes."""
-        masked, weight = torch.zeros_like(trainable), torch.ones(trainable.shape, device=trainable.device)
-        for row, real in enumerate(attention_mask.bool()):
-            key = zlib.crc32(input_ids[row, real].cpu().numpy().tobytes(), self.args.seed & 0xFFFFFFFF)
-            generator = torch.Generator().manual_seed(key)
-            view = random_view(trainable[row, real][None], self.args.min_noise_level, generator)
-            masked[row, real], weight[row, real] = view.masked[0], view.weight[0]
-        return MaskedView(masked, masked, weight)
+    def _row_losses(self, model, input_ids, real, view: MaskedView) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted cross-entropy of a view's targets, summed over each row, (B,); how many were predicted right."""
+        if view.visible is not None:  # what no row of the batch can see costs no time
+            width = int((view.visible & real).any(dim=0).nonzero().max()) + 1
+            names = ("masked", "target", "weight", "visible")
+            view = MaskedView(**{name: getattr(view, name)[:, :width] for name in names})
+            input_ids, real = input_ids[:, :width], real[:, :width]
+        nothing = input_ids[:, :0]  # the prompt is part of the row, told apart by the labels
+        logits = view_logits(
+            model, nothing, nothing, input_ids, view, canvas_mask=real, block_length=self._attention_block
+        )  # (n, V)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        tokens = input_ids[view.target]  # (n,)
+        losses = nn.functional.cross_entropy(logits, tokens, reduction="none")
+        if view.weight is not None:
+            losses = losses * view.weight[view.target]
+        rows = torch.arange(len(input_ids), device=tokens.device)[:, None].expand_as(view.target)[view.target]
+        # A view may mask nothing at all; the sum of nothing is a zero that still has a graph for DDP.
+        sums = torch.zeros(len(input_ids), dtype=losses.dtype, device=tokens.device).index_add(0, rows, losses)
+        return sums, (logits.argmax(dim=-1) == tokens).sum()
+
+    # Evaluation
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """TRL's; its mean over batches gives way to the loss of all rows together, whatever their batches."""
+        self._eval_sums.zero_()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loss, items = self._eval_sums.tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(items, 1.0)
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
+        """The evaluation loss alone: there are no logits of a whole row."""
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
+    # Checks and the card
+
+    @property
+    def _card_settings(self) -> tuple[str, ...]:
+        noise = ("min_noise_level", "max_noise_level", "num_masks")
+        unused = noise if self.args.masking == "trace" else ("shrinkage",)
+        own = ("masking", "num_masks", "num_blocks", "canvas_length", "max_noise_level")
+        own += ("loss_weighting", "loss_normalization")
+        return tuple(name for name in (*DiffusionCardMixin._card_settings, *own) if name not in unused)
 
     def _check_rows(self):
         """Raise where no row is left after preparation, or one is longer than the model."""
@@ -148,7 +307,3 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
                             f"{name}[{start + row}] has {len(ids)} tokens and the model {limit} positions. Set "
                             f"max_length={limit} (it is {self.args.max_length}), or shorten the row."
                         )
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys: list[str] | None = None):
-        """The evaluation loss alone: there are no logits of a whole row."""
-        return super().prediction_step(model, inputs, True, ignore_keys)
