@@ -39,6 +39,7 @@ def test_the_hooks_of_the_trainers_below_have_their_signatures():
     assert parameters(SFTTrainer.compute_loss)[:4] == ["self", "model", "inputs", "return_outputs"]
     assert parameters(Trainer._save_checkpoint) == ["self", "model", "trial"]
     assert parameters(Trainer._load_optimizer_and_scheduler) == ["self", "checkpoint"]
+    assert parameters(Trainer._save_rng_state) == ["self", "output_dir"]
     assert set(parameters(RepeatSampler)) >= {"data_source", "mini_repeat_count", "batch_size", "repeat_count", "seed"}
     assert hasattr(PreTrainedModel, "generation_config_class")
     adjust = parameters(GenerationMixin.adjust_generation_fn)
