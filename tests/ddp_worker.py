@@ -45,7 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
         "gamma": 0.9,
         "loss_type": "dapo",
     },
-    # Two steps are an epoch: the checkpoint is one of the second.
+    # A generation feeds two steps, an epoch has four: the checkpoint is in mid-buffer, in the second epoch, which has
+    # one more generation to come.
     "lora value model": {
         **VALUE,
         "family": "sdar",
@@ -53,9 +54,10 @@ CASES: dict[str, dict[str, Any]] = {
         "rows": 12,
         "value_model": "lora",
         "gradient_accumulation_steps": 2,
-        "max_steps": 4,
+        "num_iterations": 2,
+        "max_steps": 7,
         "save_strategy": "steps",
-        "save_steps": 3,
+        "save_steps": 5,
     },
     "head value model": {
         **VALUE,
@@ -99,7 +101,7 @@ def record_generations(trainer) -> list[dict[str, torch.Tensor]]:
 
 
 def train(case: str, folder: str, resume: str | None = None) -> dict[str, Any]:
-    """A run with SGD and one generation per step; Adam would amplify rounding."""
+    """A run with SGD; Adam would amplify rounding."""
     settings = dict(CASES[case])
     tokenizer = character_tokenizer("01234")
     name, family, lora = settings.pop("trainer"), settings.pop("family"), settings.pop("lora", False)
@@ -175,7 +177,7 @@ if __name__ == "__main__":
     files = watch_checkpoints()
     results = {case: train(case, str(out / case)) for case in CASES}
     folder = out / "lora value model"
-    results["resumed"] = train(folder.name, str(folder), resume=str(folder / "checkpoint-3"))
+    results["resumed"] = train(folder.name, str(folder), resume=str(folder / "checkpoint-5"))
     results["files"] = files
     results["error"] = error_of_mixed_rewards(str(out / "mixed"))
     if int(os.environ["RANK"]) == 0:

@@ -14,6 +14,7 @@ import torch
 from conftest import random_model
 from resume_worker import CASES, LIVES, SHARED
 from rl import rl_trainer
+from transformers import AutoConfig
 
 from trl_diffusion.trainer.resume import last_whole_checkpoint
 
@@ -116,3 +117,14 @@ def test_rollouts_of_another_number_of_processes_or_batches_are_refused(tokenize
     torch.save({**torch.load(path, weights_only=True), "num_processes": 2}, path)
     with pytest.raises(ValueError, match="rollouts of 2 process"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_names_the_block_of_the_rollouts_that_it_was_trained_on(tokenizer, tmp_path):
+    # The schedule moves on at step 3, in mid-buffer: a run that resumes there is still trained on blocks of 4.
+    settings = {"num_iterations": 4, "save_strategy": "steps", "save_steps": 1, "block_length_schedule": {"3": 2}}
+    for resume, steps in ((None, 3), (True, 4), (True, 5)):
+        model = random_model("sdar", tokenizer)
+        trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, **settings, max_steps=steps)
+        trainer.train(resume_from_checkpoint=resume)
+    found = [AutoConfig.from_pretrained(tmp_path / f"checkpoint-{step}").block_length for step in range(1, 6)]
+    assert found == [4, 4, 4, 4, 2]

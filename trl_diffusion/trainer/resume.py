@@ -14,6 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl.trainer.utils import RepeatSampler
 
+from .block_schedule import BlockLengths
+
 
 logger = logging.get_logger(__name__)
 
@@ -81,6 +83,7 @@ class ResumableRolloutsMixin:
         state = {
             "step": self._step,
             "rollouts": self._buffered_inputs,
+            "block_lengths": tuple(self._current_block_lengths),
             "num_processes": self.accelerator.num_processes,
         }
         torch.save(state, f"{path}.tmp")
@@ -108,7 +111,8 @@ class ResumableRolloutsMixin:
                 "start from its weights instead (model=…)."
             )
         self._step, self._buffered_inputs = state["step"], state["rollouts"]
-        self._remember_block_lengths(self._block_lengths())
+        # A schedule may be further already than the rollouts are.
+        self._remember_block_lengths(BlockLengths(*state["block_lengths"]))
         # The Trainer tells the sampler the epoch, but not where several processes skip the batches of before.
         if self._epoch_sampler is not None:
             self._epoch_sampler.set_epoch(int(self.state.epoch))
