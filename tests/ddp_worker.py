@@ -1,42 +1,185 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Three steps of RL or SFT in however many processes torchrun starts; the parameters go to a file."""
+"""A few steps of RL in however many processes torchrun starts; what they computed and became goes to a file."""
 
+import os
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import conftest
-from rl import rl_trainer
-from safetensors.torch import save_file
+import torch
+from peft import LoraConfig
+from rl import rl_trainer, share_of_ones
+from transformers import Trainer, TrainerState
 
 from trl_diffusion.tasks import character_tokenizer
 
 
-def train(name: str, family: str, folder: str, batch_size: int) -> dict:
-    """Parameters after three steps with SGD and one generation per step; Adam would amplify rounding."""
+def correct(completions, **kwargs):
+    return [float(completion.count("1") >= 1) for completion in completions]
+
+
+def digits(completion_ids, unmask_step, **kwargs):
+    """A reward for every token; nothing for completions that begin with an even one."""
+    return [
+        [(token % 3 - 1) / step for token, step in zip(ids, steps, strict=True)] if ids[0] % 2 else None
+        for ids, steps in zip(completion_ids, unmask_step, strict=True)
+    ]
+
+
+VALUE = {"trainer": "tracerl", "value_learning_rate": 0.1, "num_generations": 8}
+# `rows` is the batch of all processes together. With 8 generations and 8 rows, every group lies on both of two
+# processes. With 24 and two micro-batches each, three groups lie on 12 + 12 rows, so that the second one does.
+CASES: dict[str, dict[str, Any]] = {
+    "full attention": {"trainer": "tracerl", "family": "llada", "rows": 8},
+    "blocks": {"trainer": "tracerl", "family": "sdar", "rows": 8},
+    "grpo": {"trainer": "grpo", "family": "llada", "rows": 8, "loss_type": "dapo"},
+    "full value model": {
+        **VALUE,
+        "family": "llada",
+        "rows": 8,
+        "value_model": "full",
+        "gamma": 0.9,
+        "loss_type": "dapo",
+    },
+    # A generation feeds two steps, an epoch has four: the checkpoint is in mid-buffer, in the second epoch, which has
+    # one more generation to come.
+    "lora value model": {
+        **VALUE,
+        "family": "sdar",
+        "lora": True,
+        "rows": 12,
+        "value_model": "lora",
+        "gradient_accumulation_steps": 2,
+        "num_iterations": 2,
+        "max_steps": 7,
+        "save_strategy": "steps",
+        "save_steps": 5,
+    },
+    "head value model": {
+        **VALUE,
+        "family": "sdar",
+        "lora": True,
+        "rows": 8,
+        "value_model": "head",
+        "gae_lambda": 0.8,
+        "reward": [share_of_ones, digits],
+        "truncated_reward": -0.5,
+    },
+    "token rewards": {
+        "trainer": "tracerl",
+        "family": "llada",
+        "num_generations": 8,
+        "rows": 24,
+        "gamma": 0.9,
+        "reward": [digits, correct],
+        "difficulty_range": [0.45, 0.6],
+        "correctness_reward": "correct",
+        "truncated_reward": 0.5,
+    },
+}
+RECORDED = ("completion_ids", "completion_mask", "advantages", "returns", "old_values")
+
+
+def record_generations(trainer) -> list[dict[str, torch.Tensor]]:
+    """Fills up with the rows of every generation, all processes' side by side."""
+    generations = []
+    generate = trainer._generate_and_score_completions
+
+    def recorded(inputs):
+        output = generate(inputs)
+        generations.append(
+            {name: trainer.accelerator.gather(output[name]).clone() for name in RECORDED if name in output}
+        )
+        return output
+
+    trainer._generate_and_score_completions = recorded
+    return generations
+
+
+def train(case: str, folder: str, resume: str | None = None) -> dict[str, Any]:
+    """A run with SGD; Adam would amplify rounding."""
+    settings = dict(CASES[case])
     tokenizer = character_tokenizer("01234")
+    name, family, lora = settings.pop("trainer"), settings.pop("family"), settings.pop("lora", False)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    settings["per_device_train_batch_size"] = settings.pop("rows") // processes
     trainer = rl_trainer(
         name,
         conftest.random_model(family, tokenizer),
         tokenizer,
         folder,
-        per_device_train_batch_size=batch_size,
-        optim="sgd",
-        learning_rate=0.1,
-        max_grad_norm=1.0,
-        max_steps=3,
-        beta=0.0,
-        lr_scheduler_type="constant",
-        loss_type="dapo" if name == "grpo" else "step",
+        peft_config=LoraConfig(target_modules="all-linear", r=4, lora_alpha=16) if lora else None,
+        **{"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1.0, "max_steps": 3, "beta": 0.0, **settings},
     )
-    trainer.train()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return {key: value.detach().clone() for key, value in model.named_parameters()}, trainer
+    assert trainer.accelerator.num_processes == processes
+    value = getattr(trainer, "value", None)
+    models = {"policy": trainer.model} if value is None else {"policy": trainer.model, "value": value.model}
+    trained = {
+        f"{model} {key}": parameter
+        for model, module in models.items()
+        for key, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    start = {key: parameter.detach().clone() for key, parameter in trained.items()}
+    if resume:
+        with torch.no_grad():
+            for parameter in trained.values():
+                parameter.uniform_(-1, 1)
+    generations = record_generations(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return {
+        "start": start,
+        "end": {key: parameter.detach().clone() for key, parameter in trained.items()},
+        "generations": generations,
+        "logs": [row for row in trainer.state.log_history if "loss" in row],
+    }
+
+
+def a_list_on_one_process(completion_ids, **kwargs):
+    lists = [[1.0] * len(ids) for ids in completion_ids]
+    return lists if os.environ["RANK"] == "1" else [float(len(ids)) for ids in completion_ids]
+
+
+def error_of_mixed_rewards(folder: str) -> str:
+    """What every process is told where a reward function gives lists to one of them alone."""
+    CASES["mixed"] = {**CASES["token rewards"], "reward": [a_list_on_one_process, correct]}
+    try:
+        train("mixed", folder)
+    except TypeError as error:
+        return str(error)
+    return "nothing"
+
+
+def watch_checkpoints() -> list[list[str]]:
+    """The files that are there when the one is written that makes a checkpoint whole; the second process is late."""
+    there = []
+    write, save = TrainerState.save_to_json, Trainer._save_rng_state
+
+    def noting(self, path):
+        there.append(os.listdir(os.path.dirname(path)))
+        write(self, path)
+
+    def late(self, folder):
+        time.sleep(float(os.environ["RANK"]))
+        save(self, folder)
+
+    TrainerState.save_to_json, Trainer._save_rng_state = noting, late
+    return there
 
 
 if __name__ == "__main__":
-    name, family, folder, out = sys.argv[1:]
-    parameters, trainer = train(name, family, folder, batch_size=4)
-    assert trainer.accelerator.num_processes == 2
-    if trainer.accelerator.is_main_process:
-        save_file(parameters, out)
+    assert int(os.environ["WORLD_SIZE"]) == 2
+    out = Path(sys.argv[1])
+    files = watch_checkpoints()
+    results = {case: train(case, str(out / case)) for case in CASES}
+    folder = out / "lora value model"
+    results["resumed"] = train(folder.name, str(folder), resume=str(folder / "checkpoint-5"))
+    results["files"] = files
+    results["error"] = error_of_mixed_rewards(str(out / "mixed"))
+    if int(os.environ["RANK"]) == 0:
+        torch.save(results, out / "results.pt")
+    torch.distributed.destroy_process_group()

@@ -44,6 +44,7 @@ def test_the_hooks_of_the_trainers_below_have_their_signatures():
     assert parameters(Trainer.create_scheduler) == ["self", "num_training_steps", "optimizer"]
     assert parameters(Trainer.get_optimizer_cls_and_kwargs) == ["args", "model"]
     assert parameters(Trainer.get_decay_parameter_names) == ["self", "model"]
+    assert parameters(Trainer._save_rng_state) == ["self", "output_dir"]
     assert set(parameters(RepeatSampler)) >= {"data_source", "mini_repeat_count", "batch_size", "repeat_count", "seed"}
     assert hasattr(PreTrainedModel, "generation_config_class")
     adjust = parameters(GenerationMixin.adjust_generation_fn)

@@ -61,7 +61,15 @@ class GroupRewardsMixin:
         # A process whose completions got None alone must know as well.
         per_token = torch.zeros(len(self.reward_funcs), device=rewards.device)
         per_token[list(self._token_rewards)] = 1.0
-        self._per_token = gather(per_token[None]).any(dim=0)  # (F,)
+        listed = gather(per_token[None]) > 0  # (processes, F)
+        self._per_token = listed.any(dim=0)  # (F,)
+        numbers = ~rewards.isnan().view(len(listed), -1, len(self.reward_funcs)).all(dim=1) & ~listed
+        mixed = (numbers.any(dim=0) & self._per_token).nonzero().flatten().tolist()
+        if mixed:
+            raise TypeError(
+                f"reward function {self.reward_func_names[mixed[0]]!r} returned a number per completion on one "
+                "process and a list per completion on another: give the same kind for all."
+            )
         if self.args.truncated_reward is not None:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
             truncated = torch.tensor([ids[-1] not in ends for ids in completion_ids_list], device=rewards.device)

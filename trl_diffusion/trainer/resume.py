@@ -5,12 +5,16 @@
 
 import json
 import os
+from contextlib import suppress
 
 import torch
+from accelerate.utils import send_to_device
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl.trainer.utils import RepeatSampler
+
+from .block_schedule import BlockLengths
 
 
 logger = logging.get_logger(__name__)
@@ -31,9 +35,11 @@ class ResumableRolloutsMixin:
     with other rollouts, and its sampler starts again with the first epoch's order.
     """
 
+    _epoch_sampler: EpochRepeatSampler | None = None
+
     def _get_train_sampler(self, dataset=None):
         dataset = self.train_dataset if dataset is None else dataset
-        return EpochRepeatSampler(
+        self._epoch_sampler = EpochRepeatSampler(
             data_source=dataset,
             mini_repeat_count=self.num_generations,
             batch_size=self.args.generation_batch_size // self.num_generations,
@@ -41,6 +47,7 @@ class ResumableRolloutsMixin:
             shuffle=self.shuffle_dataset,
             seed=self.args.seed,
         )
+        return self._epoch_sampler
 
     def _rollout_state_path(self, folder: str) -> str:
         return os.path.join(folder, f"rollouts_{self.accelerator.process_index}.pt")
@@ -55,14 +62,31 @@ class ResumableRolloutsMixin:
         # Before the parent, which ends with what makes a checkpoint whole, and then deletes older ones.
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         os.makedirs(folder, exist_ok=True)
+        if self.args.should_save:
+            # A checkpoint of this step that an earlier run left is overwritten file by file: no longer whole.
+            with suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
         if not self.args.save_only_model:
             self._save_training_state(folder)
         super()._save_checkpoint(model, trial)
 
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # The main process now writes what makes the checkpoint whole, and deletes older ones: not before the others
+        # have written their files.
+        self.accelerator.wait_for_everyone()
+
     def _save_training_state(self, folder: str):
         """Write what a checkpoint needs that TRL leaves out."""
         path = self._rollout_state_path(folder)
-        torch.save({"step": self._step, "rollouts": self._buffered_inputs}, f"{path}.tmp")
+        state = {
+            "step": self._step,
+            "rollouts": self._buffered_inputs,
+            "block_lengths": tuple(self._current_block_lengths),
+            "num_processes": self.accelerator.num_processes,
+        }
+        torch.save(state, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -73,12 +97,25 @@ class ResumableRolloutsMixin:
         if not os.path.exists(path):
             raise ValueError(
                 f"resume_from_checkpoint={checkpoint!r} has no {os.path.basename(path)}: it was not written by "
-                f"{type(self).__name__} with {self.accelerator.num_processes} process(es). Start from its weights "
-                "instead (model=…)."
+                f"{type(self).__name__} with {self.accelerator.num_processes} process(es), or with "
+                "save_only_model=True. Start from its weights instead (model=…)."
             )
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        # Not `map_location`, which does not know the device of one of several processes on a CPU ("cpu:0").
+        state = send_to_device(torch.load(path, weights_only=True, map_location="cpu"), self.accelerator.device)
+        found = (state["num_processes"], len(state["rollouts"]))
+        wanted = (self.accelerator.num_processes, self.args.steps_per_generation)
+        if found != wanted:
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint!r} is in the middle of rollouts of {found[0]} process(es) with "
+                f"steps_per_generation={found[1]}; this run has {wanted[0]} with {wanted[1]}. Run it as it was, or "
+                "start from its weights instead (model=…)."
+            )
         self._step, self._buffered_inputs = state["step"], state["rollouts"]
-        self._remember_block_lengths(self._block_lengths())
+        # A schedule may be further already than the rollouts are.
+        self._remember_block_lengths(BlockLengths(*state["block_lengths"]))
+        # The Trainer tells the sampler the epoch, but not where several processes skip the batches of before.
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.set_epoch(int(self.state.epoch))
 
 
 def last_whole_checkpoint(output_dir: str) -> str:

@@ -20,6 +20,8 @@ class RolloutMixin:
 
     _rollout: Rollout | None = None
     _num_eval_batches = 0
+    # Of the rollouts that are trained on.
+    _current_block_lengths: BlockLengths | None = None
 
     def evaluation_loop(self, *args, **kwargs):
         """TRL's, with the same seeds at every evaluation."""
@@ -32,6 +34,7 @@ class RolloutMixin:
 
     def _remember_block_lengths(self, lengths: BlockLengths):
         """Let the model, and the checkpoints to come, say which blocks it is trained for."""
+        self._current_block_lengths = lengths
         family = diffusion_model(self.model)
         generation_config = family.generation_config
         if lengths.training is not None and family.attention == "block_causal":

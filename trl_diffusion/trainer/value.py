@@ -124,6 +124,7 @@ class ValueTraining:
                 "value_model out, or start from its weights instead (model=…)."
             )
         self.model.load_weights(weights)
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        # The optimizer moves its state to where its parameters are.
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
