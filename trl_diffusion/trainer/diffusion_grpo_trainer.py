@@ -15,7 +15,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..generation import Rollout
 from ..generation.checks import check_settings
-from ..likelihood import MaskedView, backward_by_view, fully_masked_view, score_view, score_views
+from ..likelihood import MaskedView, backward_by_view, even_views, fully_masked_view, score_view, score_views
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
 from .checks import (
@@ -261,7 +261,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
             chunk = {key: output[key][start : start + size] for key in keys}
             if "block_length" in output:
                 chunk["block_length"] = output["block_length"]
-            views = self._pad_views(self.draw_views(chunk), chunk["completion_mask"])
+            views = self._views_of(chunk)
             with self.compute_loss_context_manager():
                 scores.append(score(chunk, views))
         return torch.cat(scores)
@@ -280,20 +280,17 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
             return None
         return int(inputs["block_length"]) if "block_length" in inputs else family.block_length
 
-    def _pad_views(self, views: list[MaskedView], mask: torch.Tensor) -> list[MaskedView]:
-        """As many views on every process, since forward passes of sharded models are collective. At least one."""
-        count = torch.tensor(max(1, len(views)), device=mask.device)
-        if self.accelerator.num_processes > 1:
-            count = self.accelerator.gather(count).max()
-        nothing = torch.zeros_like(mask, dtype=torch.bool)
-        return views + [MaskedView(nothing, nothing)] * (int(count) - len(views))
+    def _views_of(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
+        """The views of a batch, as many on every process, and at least one: forward passes may be collective."""
+        nothing = torch.zeros_like(inputs["completion_mask"], dtype=torch.bool)
+        return even_views(self.draw_views(inputs) or [MaskedView(nothing, nothing)], self.accelerator)
 
     # Loss
 
     def _compute_loss(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         mode = "train" if self.model.training else "eval"
         mask = inputs["completion_mask"].bool()  # (B, C)
-        views = self._pad_views(self.draw_views(inputs), mask)
+        views = self._views_of(inputs)
         advantages = inputs["advantages"]
         advantages = advantages[:, None] if advantages.ndim == 1 else advantages  # (B, 1) or (B, C)
         normalizer = self._normalizer(self.args.loss_type, inputs, mode)

@@ -214,7 +214,7 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
 
     def _update_value(self, inputs: dict[str, torch.Tensor]):
         """A micro-batch of the value model: the mean over the tokens of the generation batch."""
-        views = self._pad_views(self.draw_views(inputs), inputs["completion_mask"])
+        views = self._views_of(inputs)
         normalizer = self._normalizer("dapo", inputs, "train")
         totals: dict[str, torch.Tensor] = {"tokens": torch.zeros((), device=inputs["returns"].device)}
         self.value.prepared.train()
