@@ -36,6 +36,8 @@ _COLUMNS = {
     "logprobs": List(Value("float32")),
     "entropies": List(Value("float32")),
     "forced": List(Value("bool")),
+    "tail_ids": List(Value("int64")),
+    "tail_unmask_step": List(Value("int16")),
     "reward": Value("float64"),
     "num_forward_passes": Value("int64"),
     "block_length": Value("int64"),
@@ -105,6 +107,8 @@ def collect_traces(
         - `prompt_ids`; `completion_ids`, cut after EOS, EOS included;
         - `unmask_step` (1-based, over the whole row), `logprobs`, `entropies` (nats) and `forced`, as in [`Rollout`],
           one entry per token of `completion_ids`;
+        - `tail_ids`, `tail_unmask_step`: the rest of the canvas, behind EOS. It was in sight when the completion was
+          drawn, so that a replay needs it; the mask token, with step 0, where nothing was drawn;
         - `reward`: the weighted sum over the functions that score it, and one column `rewards/<name>` per function;
         - `num_forward_passes`, `block_length`, `row` (its place in `dataset`), `generation` (0 … num_generations − 1).
 
@@ -227,10 +231,10 @@ def _roll_out(model, tokenizer, prompts: list, config, seeds: list[int], templat
         output_entropies=True,
         return_dict_in_generate=True,
     ).rollout.to("cpu")
-    written = rollout.written()
+    written, behind = rollout.written(), rollout.completion_mask == 0
 
-    def per_token(values: torch.Tensor) -> list[list]:
-        return [row[keep].tolist() for row, keep in zip(values, written, strict=True)]
+    def per_token(values: torch.Tensor, kept: torch.Tensor = written) -> list[list]:
+        return [row[keep].tolist() for row, keep in zip(values, kept, strict=True)]
 
     ids = rollout.completions()
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -240,6 +244,8 @@ def _roll_out(model, tokenizer, prompts: list, config, seeds: list[int], templat
         "prompt_ids": [row[keep].tolist() for row, keep in prompt_rows],
         "completion_ids": ids,
         **{name: per_token(getattr(rollout, name)) for name in ("unmask_step", "logprobs", "entropies", "forced")},
+        "tail_ids": per_token(rollout.canvas_ids, behind),
+        "tail_unmask_step": per_token(rollout.unmask_step, behind),
         "num_forward_passes": rollout.num_forward_passes.tolist(),
         "block_length": [rollout.block_length] * len(ids),
     }

@@ -119,7 +119,9 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         # A step map is checked against whole completions, and its row named as the user knows it.
         uncut = copy.copy(args)
         uncut.max_length, uncut.shuffle_dataset = None, False
-        dataset = super()._prepare_dataset(join_recorded_ids(dataset), processing_class, uncut, *arguments)
+        dataset = super()._prepare_dataset(
+            join_recorded_ids(dataset, args.step_map_column), processing_class, uncut, *arguments
+        )
         dataset = align_step_maps(dataset, args.step_map_column, name)
         dataset = cut_rows(dataset, args.step_map_column, name, args.max_length, args.truncation_mode)
         return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset

@@ -29,21 +29,35 @@ def check_step_map(dataset: Dataset | IterableDataset, column: str, name: str):
         )
 
 
-def join_recorded_ids(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def join_recorded_ids(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
     """Rows of recorded ids (`prompt_ids`, `completion_ids`) become tokenised rows, as they are.
 
-    A step map indexes the tokens that were drawn; text that is tokenised again may be cut up in another way.
+    A step map indexes the tokens that were drawn; text that is tokenised again may be cut up in another way. With
+    `tail_ids` and `tail_unmask_step` the canvas behind EOS is joined too, without a label: its tokens were in sight of
+    those of the completion.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            What the user passed.
+        column (`str`):
+            The step map of the completion.
     """
     columns = set(get_dataset_column_names(dataset))
     if "input_ids" in columns or not {"prompt_ids", "completion_ids"} <= columns:
         return dataset
 
+    has_tail = {"tail_ids", "tail_unmask_step"} <= columns
+
     def join(row: dict[str, Any]) -> dict[str, Any]:
-        prompt, completion = list(row["prompt_ids"]), list(row["completion_ids"])
+        prompt, completion, steps = list(row["prompt_ids"]), list(row["completion_ids"]), row[column]
+        tail, tail_steps = (list(row["tail_ids"]), list(row["tail_unmask_step"])) if has_tail else ([], [])
+        if steps is not None and len(steps) == len(completion):  # else it is reported as it is
+            steps = [0] * len(prompt) + list(steps) + tail_steps
         return {
-            "input_ids": prompt + completion,
-            "completion_mask": [0] * len(prompt) + [1] * len(completion),
-            "labels": [-100] * len(prompt) + completion,
+            "input_ids": prompt + completion + tail,
+            "completion_mask": [0] * len(prompt) + [1] * len(completion) + [0] * len(tail),
+            "labels": [-100] * len(prompt) + completion + [-100] * len(tail),
+            column: steps,
         }
 
     return dataset.map(join)
