@@ -81,6 +81,14 @@ def test_the_python_blocks_of_the_tracerl_page_run(tmp_path, monkeypatch):
     assert namespace["early_ones"]([[5, 6]], [[1, 2]]) == [[1.0, 0.5]]
 
 
+def test_the_python_block_of_the_sft_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sft.md").read_text(), re.DOTALL)
+    namespace = {}
+    exec(block, namespace)  # the project's own text
+    assert namespace["trainer"].state.log_history[-1]["train_loss"] > 0
+
+
 def test_the_diff_of_adding_a_family_is_the_file():
     text = (ROOT / "docs" / "adding_a_family.md").read_text()
     name, diff = re.search(r"\+\+\+ b/(\S+)\n(.*?)```", text, re.DOTALL).groups()
