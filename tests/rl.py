@@ -45,13 +45,16 @@ def rl_config(trainer_class, tmp_path, **kwargs):
     return trainer_class._config_class(**{**settings, **kwargs})
 
 
-def rl_trainer(name, model, tokenizer, tmp_path, reward=share_of_ones, dataset=None, peft_config=None, **kwargs):
+def rl_trainer(
+    name, model, tokenizer, tmp_path, reward=share_of_ones, dataset=None, peft_config=None, eval_dataset=None, **kwargs
+):
     trainer_class = TRAINERS[name]
     return trainer_class(
         model,
         reward,
         rl_config(trainer_class, tmp_path, **kwargs),
         train_dataset=prompts() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
     )

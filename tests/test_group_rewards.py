@@ -125,6 +125,29 @@ def test_some_completions_may_get_no_token_rewards(tokenizer, tmp_path):
     assert inputs["advantages"].ndim == 2 and torch.isfinite(inputs["advantages"]).all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"value_model": "head"}])
+def test_completions_without_any_reward_are_not_trained_on(tokenizer, tmp_path, settings):
+    """Nor do they count in their group's mean."""
+
+    def some(completion_ids, **kwargs):
+        return [None if row % 4 == 0 else [0.1 * row] * len(ids) for row, ids in enumerate(completion_ids)]
+
+    trainer = trainer_of(some, tokenizer, tmp_path, **settings)
+    inputs = generated_batch(trainer)
+    assert inputs["completion_mask"].any(1).tolist() == [row % 4 != 0 for row in range(8)]
+    assert not inputs["advantages"][[0, 4]].any() and inputs["advantages"][1].any()
+    assert inputs["num_items_in_batch"] == inputs["completion_mask"].sum()
+    # The table of completions shows each one's mean.
+    mask = inputs["completion_mask"]
+    means = (inputs["advantages"] * mask).sum(1) / mask.sum(1).clamp(min=1)
+    assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
+    if not settings:
+        for group in (slice(1, 4), slice(5, 8)):
+            kept = inputs["advantages"][group][mask[group].bool()]
+            assert kept.mean().item() == pytest.approx(0.0, abs=1e-5)
+            assert kept.std(correction=0).item() == pytest.approx(1.0, abs=1e-2)
+
+
 def test_training_with_token_rewards_raises_them(family, tokenizer, tmp_path):
     one = tokenizer("1")["input_ids"][0]
 
@@ -182,6 +205,19 @@ def test_truncated_completions_can_count_as_wrong(tokenizer, tmp_path):
     assert trainer._all_rewards[:, 0].tolist() == [1.0 if end else -1.0 for end in ended.tolist()]
     assert trainer._all_rewards[:, 1].isnan().all()  # a function that does not apply still does not
     assert ((inputs["advantages"] > 0) == ended).all()
+
+
+def test_truncated_completions_are_wrong_to_the_difficulty_filter_too(tokenizer, tmp_path):
+    def right(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    settings = {"truncated_reward": -1.0, "difficulty_range": [0.1, 0.9]}
+    trainer = trainer_of(right, tokenizer, tmp_path, **settings)
+    inputs = generated_batch(trainer)
+    ended = (inputs["completion_ids"] == tokenizer.eos_token_id).any(1)
+    share = ended.float().view(2, 4).mean(1)
+    kept = (share >= 0.1) & (share <= 0.9)
+    assert torch.equal(inputs["completion_mask"].any(1), kept.repeat_interleave(4)) and kept.any()
 
 
 # Difficulty

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from conftest import random_model
+from peft import LoraConfig
 from rl import generated_batch, rl_trainer
 
 from trl_diffusion import TraceRLConfig
@@ -153,6 +154,8 @@ def test_old_log_probabilities_of_the_rollout_are_reused_where_the_replay_is_exa
         ({"top_p": 0.8}, "top-p"),
         ({"cache": "prefix"}, "cache='prefix'"),
         ({"dtype": torch.bfloat16}, "below fp32"),
+        ({"bf16": True}, "below fp32"),
+        ({"peft_config": LoraConfig(target_modules="all-linear", r=2, lora_dropout=0.1)}, "dropout is on"),
         ({"family": "sdar", "block_length_schedule": {"0": [2, 4]}}, "blocks of 2, training of 4"),
         ({"trainer_name": "grpo"}, "not the states"),
     ],
@@ -163,7 +166,8 @@ def test_old_log_probabilities_are_computed_where_it_is_not(tokenizer, tmp_path,
         inputs = generated_batch(trainer)
     assert reason in caplog.text and "computed anew" in caplog.text
     assert trainer._metrics["train"]["old_logprobs/from_rollout"] == [0.0]
-    assert torch.equal(inputs["old_per_token_logps"], trainer._score(trainer.model, inputs))
+    if "dropout" not in reason:
+        assert torch.equal(inputs["old_per_token_logps"], trainer._score(trainer.model, inputs))
 
 
 def test_the_kl_to_the_old_policy_warns_where_it_has_no_gradient(tokenizer, tmp_path, caplog):
@@ -250,6 +254,25 @@ def test_rollouts_are_trained_on_with_the_blocks_of_their_generation(tokenizer, 
     assert used == [2, 2, 4, 4]
 
 
+def test_a_second_training_begins_with_the_blocks_of_the_first(tokenizer, tmp_path):
+    trainer = rl_trainer(
+        "tracerl",
+        random_model("sdar", tokenizer),
+        tokenizer,
+        tmp_path,
+        block_length=None,
+        block_length_schedule={"1": 2},
+        value_model="head",
+    )
+    seen = []
+    keep = trainer._log_trajectories
+    trainer._log_trajectories = lambda mode, rollout: seen.append(rollout.block_length) or keep(mode, rollout)
+    trainer.train()
+    assert trainer.value.model.backbone.config.block_length == 2
+    trainer.train()
+    assert seen == [4, 2, 4, 2]
+
+
 @pytest.mark.parametrize(
     "schedule, message",
     [
@@ -262,6 +285,7 @@ def test_rollouts_are_trained_on_with_the_blocks_of_their_generation(tokenizer, 
         ({"0": [4]}, "must be a block length"),
         ({"0": [4, True]}, "must be a block length"),
         ({"0": 999}, "block_length=999"),
+        ({"0": [2, 999]}, "block_length=999"),
     ],
 )
 def test_wrong_schedules_are_named(tmp_path, schedule, message):

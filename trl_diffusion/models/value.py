@@ -120,6 +120,11 @@ class DiffusionValueModel(DiffusionModelWrapper):
         # TRL's and accelerate's wrappers of the policy's forward pass are closures over the policy.
         for name in ("forward", "_original_forward", "peft_config"):
             vars(backbone).pop(name, None)
+        # PEFT's, for activation checkpointing: through a frozen backbone nothing is to be back-propagated.
+        hooks = backbone.get_input_embeddings()._forward_hooks
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__name__", None) == "make_inputs_require_grads":
+                del hooks[key]
         value_model = cls(backbone, trains, lora_r)
         value_model.shared_names = {name for name, p in value_model.named_parameters() if id(p) in shared}
         return value_model
@@ -149,6 +154,7 @@ class DiffusionValueModel(DiffusionModelWrapper):
                 Size of a file of weights.
         """
         os.makedirs(save_directory, exist_ok=True)
+        self.backbone.config.dtype = next(self.backbone.get_input_embeddings().parameters()).dtype
         self.backbone.config.save_pretrained(save_directory)
         save_torch_state_dict(
             self.own_state_dict(), save_directory, filename_pattern=_WEIGHTS, max_shard_size=max_shard_size

@@ -93,8 +93,8 @@ class DiffusionGRPOConfig(GRPOConfig):
         > Parameters that control the rewards
 
         truncated_reward (`float`, *optional*):
-            Reward of a completion without EOS, whatever the reward functions say; 0 counts it as wrong. Rewards per
-            token are left as they are. `None`: the functions' own.
+            What each reward function counts for a completion without EOS; 0 counts it as wrong, as `difficulty_range`
+            does then too. Rewards per token are left as they are. `None`: the functions' own.
         difficulty_range (`list[float]`, *optional*):
             `[low, high]`: train only on groups whose mean correctness lies in it, both included. The paper's range in
             mathematics is `[0.2, 0.8]`. `None`: on all.

@@ -140,6 +140,8 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
         switch_router_loss_off(self)
         if self.ref_model is not None:
             diffusion_model(self.ref_model).config.mask_token_id = family.mask_token_id
+        # A checkpoint names the block it was trained for, so that the config of a model in training may change.
+        self._own_block_length = family.block_length
         self._check_block_lengths(family)
         self._check_prompt_lengths()
         self._check_correctness_reward()
@@ -186,7 +188,8 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
             output["block_length"] = torch.tensor(lengths.training)
         for placeholder in ("old_per_token_logps", "ref_per_token_logps"):
             output.pop(placeholder, None)
-        self._filter_by_difficulty(output, mode)
+        if mode == "train":
+            self._choose_rows(output)
         output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
         if mode == "train":
             self._set_advantages(output)

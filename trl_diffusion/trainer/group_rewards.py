@@ -70,11 +70,15 @@ class GroupRewardsMixin:
                 f"reward function {self.reward_func_names[mixed[0]]!r} returned a number per completion on one "
                 "process and a list per completion on another: give the same kind for all."
             )
+        self._correctness = None if self._correctness_index is None else rewards[:, self._correctness_index]  # (N,)
         if self.args.truncated_reward is not None:
             ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-            truncated = torch.tensor([ids[-1] not in ends for ids in completion_ids_list], device=rewards.device)
-            wrong = gather(truncated)[:, None] & ~self._per_token & ~rewards.isnan()
+            local = torch.tensor([ids[-1] not in ends for ids in completion_ids_list], device=rewards.device)
+            truncated = gather(local)  # (N,)
+            wrong = truncated[:, None] & ~self._per_token & ~rewards.isnan()
             rewards = rewards.masked_fill(wrong, self.args.truncated_reward)
+            if self._correctness is not None:
+                self._correctness = self._correctness.masked_fill(truncated & ~self._correctness.isnan(), 0.0)
         self._all_rewards = rewards
         # Group-normalised advantages are TRL's, of the outcomes alone.
         return rewards.masked_fill(self._per_token, torch.nan)
@@ -108,11 +112,18 @@ class GroupRewardsMixin:
                     total[row, written[row]] += self.reward_weights[index].item() * torch.tensor(rewards)
         return total.to(like.device)
 
-    def _filter_by_difficulty(self, output: dict[str, Any], mode: str):
-        """Take groups whose mean correctness is outside `difficulty_range` out of the loss."""
-        if self._correctness_index is None or mode != "train":
-            return
-        correct = self._all_rewards[:, self._correctness_index]  # (N,)
+    def _choose_rows(self, output: dict[str, Any]):
+        """Take completions that no function rewards, and groups outside `difficulty_range`, out of the loss."""
+        kept = ~self._all_rewards.isnan().all(dim=1)  # (N,)
+        if self._correctness is not None:
+            kept &= self._groups_in_range().repeat_interleave(self.num_generations)
+        local = len(output["completion_mask"])
+        start = self.accelerator.process_index * local
+        output["completion_mask"] = output["completion_mask"] * kept[start : start + local, None]
+
+    def _groups_in_range(self) -> torch.Tensor:
+        """Groups whose mean correctness lies in `difficulty_range`, (N / G,)."""
+        correct = self._correctness
         bad = correct[~correct.isnan() & ((correct < 0) | (correct > 1))]
         name = self.reward_func_names[self._correctness_index]
         if len(bad):
@@ -124,11 +135,15 @@ class GroupRewardsMixin:
         low, high = self.args.difficulty_range
         share = torch.nanmean(correct.view(-1, self.num_generations), dim=1)  # (N / G,)
         kept = (share >= low - 1e-6) & (share <= high + 1e-6)
-        self._metrics[mode]["difficulty/kept_groups"].append(kept.float().mean().item())
-        local = len(output["completion_mask"])
-        start = self.accelerator.process_index * local
-        rows = kept.repeat_interleave(self.num_generations)[start : start + local]
-        output["completion_mask"] = output["completion_mask"] * rows[:, None]
+        self._metrics["train"]["difficulty/kept_groups"].append(kept.float().mean().item())
+        return kept
+
+    def _log_token_advantages(self, advantages: torch.Tensor, mask: torch.Tensor):
+        """In the table of completions: the mean over each one's tokens, (B, C) → N, in the place of TRL's."""
+        means = (advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        table, means = self._logs["advantages"], gather(means).tolist()
+        for place, value in enumerate(means[-len(table) :], max(len(table) - len(means), 0)):
+            table[place] = value
 
     def _group_normalize(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Values of tokens, (B, C), less their group's mean and over its standard deviation, as `scale_rewards` says;

@@ -30,7 +30,8 @@ class RolloutMixin:
 
     def _block_lengths(self) -> BlockLengths:
         """Block lengths of the rollouts to come."""
-        return BlockLengths(self.args.block_length, self.args.block_length)
+        block_length = self.args.block_length or self._own_block_length
+        return BlockLengths(block_length, block_length)
 
     def _remember_block_lengths(self, lengths: BlockLengths):
         """Let the model, and the checkpoints to come, say which blocks it is trained for."""
@@ -45,7 +46,7 @@ class RolloutMixin:
 
     def _set_generation_block(self, block_length: int):
         generation_config = diffusion_model(self.model).generation_config
-        if generation_config.max_new_tokens < block_length:
+        if (generation_config.max_new_tokens or 0) < block_length:
             generation_config.max_new_tokens = self.max_completion_length
         generation_config.block_length = block_length
 

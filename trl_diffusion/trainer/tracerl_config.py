@@ -103,7 +103,8 @@ class TraceRLConfig(DiffusionGRPOConfig):
         self._check_value_fields()
         if self.block_length_schedule is not None:
             for _, lengths in parse_block_schedule(self.block_length_schedule):
-                self.diffusion_generation_config(block_length=lengths.rollout)  # it checks its fields
+                for block_length in set(lengths):
+                    self.diffusion_generation_config(block_length=block_length)  # it checks its fields
 
     def _check_value_fields(self):
         """Settings of a value model that there is none of."""

@@ -7,6 +7,7 @@ import os
 import textwrap
 
 import torch
+from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..generation import Rollout
@@ -104,8 +105,11 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
 
     def _remember_block_lengths(self, lengths: BlockLengths):
         super()._remember_block_lengths(lengths)
+        family = diffusion_model(self.model)
+        if self.value is not None and family.attention == "block_causal":
+            self.value.model.backbone.config.block_length = family.block_length
         scheduled = self.args.block_length_schedule is not None and lengths.rollout is not None
-        if scheduled and diffusion_model(self.model).attention == "full":
+        if scheduled and family.attention == "full":
             self._set_generation_block(lengths.rollout)
 
     def _blocks(self, inputs: dict[str, torch.Tensor]) -> tuple[int | None, torch.Tensor | None]:
@@ -142,6 +146,9 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
             return f"rollouts have blocks of {rollout.block_length}, training of {block_length}"
         if self.accelerator.mixed_precision != "no" or family.dtype not in (torch.float32, torch.float64):
             return "below fp32 a token's log-probability depends on the shape of the pass that computes it"
+        dropped = max((module.p for module in self.model.modules() if isinstance(module, nn.Dropout)), default=0.0)
+        if dropped > 0 or getattr(family.config, "attention_dropout", 0.0) > 0:
+            return "dropout is on in training, and off in rollouts"
         if getattr(family, "is_quantized", False):
             return "quantized layers compute below fp32"
         return None
@@ -172,6 +179,7 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
                 output["old_values"], output["returns"] = values, returns
                 self._log_values(values, returns, mask)
             output["advantages"] = advantages
+            self._log_token_advantages(advantages, mask)
         else:
             advantages = outcome[:, None].expand(mask.shape)
         count, total, squares = self._token_sums(mask, advantages)
@@ -247,6 +255,17 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
         super()._save_training_state(folder)
         if self.value is not None and self.args.should_save:
             self.value.save_state(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # The Trainer pushes the output folder, into which it copies the files that it knows.
+        if self.value is not None and self.args.push_value_model and self.is_world_process_zero():
+            self.value.model.save_pretrained(os.path.join(self.args.output_dir, VALUE_FOLDER))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.value is not None:
+            self.value.model.load_weights(os.path.join(self.state.best_model_checkpoint, VALUE_FOLDER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from transformers import Trainer, get_scheduler
+from transformers import SchedulerType, Trainer, get_scheduler
 
 from ..likelihood import backward_by_view
 from ..models import DiffusionValueModel
@@ -47,11 +47,19 @@ class ValueTraining:
                 f"value_model={args.value_model!r} is not supported with fp16=True: two optimizers cannot share a "
                 "gradient scaler. Use bf16=True."
             )
+        if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            raise ValueError(
+                f"lr_scheduler_type={args.lr_scheduler_type.value!r} is not supported with value_model="
+                f"{args.value_model!r}: it follows a metric of the policy's. Use 'constant', or another schedule."
+            )
         self.args, self.accelerator = args, accelerator
         self.model = model.to(accelerator.device)
         self.prepared: torch.nn.Module = self.model
-        if args.activation_checkpointing:
+        # A frozen backbone without adapters keeps no activations.
+        if args.activation_checkpointing and model.trains != "head":
             model.backbone.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
+            if model.trains == "lora":
+                model.backbone.enable_input_require_grads()
         decayed = set(Trainer.get_decay_parameter_names(None, model))
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         groups = [
