@@ -22,6 +22,7 @@ def sft_config(tmp_path, **kwargs):
         "activation_checkpointing": False,
         "save_strategy": "no",
         "disable_tqdm": True,
+        "fill_canvas": kwargs.get("masking") == "trace",  # has tests of its own
     }
     return DiffusionSFTConfig(**{**settings, **kwargs})
 

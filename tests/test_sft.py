@@ -24,6 +24,7 @@ def config(tmp_path, **kwargs):
         "activation_checkpointing": False,
         "save_strategy": "no",
         "disable_tqdm": True,
+        "fill_canvas": False,
     }
     return DiffusionSFTConfig(**{**settings, **kwargs})
 

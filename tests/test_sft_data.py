@@ -77,7 +77,7 @@ def test_every_masking_takes_every_dataset(family, masking, dataset, tokenizer, 
 
 
 def test_a_later_turn_is_not_seen_before_its_time(tokenizer, tmp_path):
-    """A user's turn between two answers is masked, and not scored, while the first answer is trained."""
+    """What follows an answer is out of sight while it is trained; blocks are counted from each answer's beginning."""
     sft = sft_trainer(
         random_model("llada", tokenizer),
         tokenizer,
@@ -89,9 +89,10 @@ def test_a_later_turn_is_not_seen_before_its_time(tokenizer, tmp_path):
     )
     batch = sft.data_collator([{key: sft.train_dataset[0][key] for key in ("input_ids", "labels")}])
     trainable = batch["labels"] != -100
-    first, second, third = sft.draw_views(trainable, torch.ones_like(trainable))
-    assert first.masked[0, 9:].all() and not first.target[0, 9:].any()
-    assert not second.masked[0, :12].any() and second.masked[0, 14:].all() and not third.masked[0, :14].any()
+    assert trainable[0].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 12, 13, 14, 15]
+    first, second = sft.draw_views(trainable, torch.ones_like(trainable))
+    assert not first.target[0, 9:].any() and first.visible[0].tolist() == [True] * 9 + [False] * 7
+    assert not second.masked[0, :12].any() and second.visible.all()
 
 
 # Traces

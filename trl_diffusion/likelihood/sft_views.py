@@ -10,6 +10,7 @@ which are no padding.
 import math
 
 import torch
+from torch import nn
 
 from .views import MaskedView, block_trace_masks, random_view, trace_masks
 
@@ -73,16 +74,16 @@ def canvas_views(
 ) -> list[MaskedView]:
     """Views of full attention that train a completion piece by piece, each in the state in which generation fills it.
 
-    A completion, counted from the row's first trainable token, is cut into canvases and these into blocks. A view
-    trains one block of each row, whose trainable tokens are masked at the block's own level t:
+    Each answer, a run of trainable tokens, is cut into canvases and these into blocks. A view trains one block of each
+    row, whose tokens are masked at the block's own level t:
 
     - before the block everything is clean;
-    - behind it the rest of its canvas is masked and not scored, tokens that are not trainable (a user's turn between
-      two answers) included: generation has not seen them yet;
-    - behind its canvas nothing is in sight (`MaskedView.visible`), as when a long text is written canvas by canvas.
+    - behind it the rest of its canvas is masked and not scored;
+    - behind its canvas nothing is in sight (`MaskedView.visible`): a long text is written canvas by canvas, and a
+      later turn is not there yet.
 
-    Tokens of the block itself that are not trainable stay clean, like the end of a prompt. With `canvas_length` alone
-    a block is a whole canvas; with `block_length` alone the completion is one canvas: semi-autoregressive training.
+    With `canvas_length` alone a block is a whole canvas; with `block_length` alone an answer is one canvas:
+    semi-autoregressive training.
 
     Args:
         trainable, real (`torch.BoolTensor` of shape (B, C)):
@@ -90,7 +91,7 @@ def canvas_views(
         block_length (`int`, *optional*):
             Tokens per block; the last one of a canvas may be shorter. `None`: the canvas.
         canvas_length (`int`, *optional*):
-            Tokens per canvas. `None`: the rest of the row.
+            Tokens per canvas. `None`: the answer.
         num_blocks (`int`, *optional*):
             Draw so many blocks of each row and mask, without replacement, and scale the weights by (blocks of the
             row) / (blocks drawn), so that the expectation stays. `None`: all.
@@ -103,12 +104,16 @@ def canvas_views(
     """
     length = trainable.size(1)
     canvas_length = canvas_length or max(length, 1)
-    whole_row = canvas_length >= length
     block_length = min(block_length or canvas_length, canvas_length)
     per_canvas = math.ceil(canvas_length / block_length)
-    first = trainable.long().argmax(dim=1, keepdim=True)
-    offset = (torch.arange(length, device=trainable.device) - first).clamp(min=0)  # the prompt is in no one's way
-    block = offset // canvas_length * per_canvas + offset % canvas_length // block_length  # (B, C), ascending
+    position = torch.arange(length, device=trainable.device).expand_as(trainable)
+    starts = trainable & ~nn.functional.pad(trainable, (1, 0))[:, :length]  # of answers
+    offset = position - torch.where(starts, position, 0).cummax(dim=1).values  # in its answer
+    canvas = (trainable & (offset % canvas_length == 0)).long().cumsum(dim=1) - 1
+    block = canvas * per_canvas + offset % canvas_length // block_length  # ascending; of tokens that are not trained:
+    block = torch.where(trainable, block, 0)  # none, but an index of something
+    behind = real & (position > torch.where(trainable, position, -1).amax(dim=1, keepdim=True))
+    whole_row = bool((starts.sum(dim=1) <= 1).all()) and canvas_length >= length and not behind.any()
     views = []
     for _ in range(num_masks):
         noise = _noise(trainable, noise_levels, uniform, num_masks, generator, group=block)
@@ -116,14 +121,16 @@ def canvas_views(
         for index in range(max(1, int(drawn.max()))):
             current, used = order[:, index : index + 1], index < drawn  # (B, 1)
             last = (current // per_canvas + 1) * per_canvas  # the first block behind the canvas
-            masked_tail = (block > current) & (block < last) & real
+            in_canvas = trainable & (block < last)
+            masked_tail = in_canvas & (block > current)
+            end = torch.where(in_canvas, position, -1).amax(dim=1, keepdim=True)
             here = noise.masked & (block == current)  # rows whose blocks are used up are at those without a target
             views.append(
                 MaskedView(
                     masked=here | masked_tail & used,
                     target=here,
                     weight=noise.weight * scale,
-                    visible=None if whole_row else ((block < last) | ~used) & real,
+                    visible=None if whole_row else ((position <= end) | ~used) & real,
                 )
             )
     return views

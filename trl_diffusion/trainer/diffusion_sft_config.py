@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = {
         "max_noise_level": (1.0, "masking='trace' draws no noise. Leave it out."),
         "num_blocks": (None, "masking='trace' replays whole trajectories. Leave it out."),
         "canvas_length": (None, "masking='trace' replays the canvas that was recorded. Leave it out."),
+        "fill_canvas": (True, "masking='trace' replays the canvas that was recorded. Leave it out."),
     },
 }
 
@@ -57,8 +58,13 @@ class DiffusionSFTConfig(SFTConfig):
             Full attention, `masking="block"`: draw so many blocks of each row and mask, and scale their weights so
             that the expectation is that of all blocks, which is the default.
         canvas_length (`int`, *optional*):
-            Full attention: a completion longer than this is trained canvas by canvas, with the tokens before a canvas
-            as clean context and those behind it out of sight. By default the completion is one canvas.
+            Full attention: the canvas of generation. A completion longer than this is trained canvas by canvas, with
+            the tokens before a canvas as clean context and those behind it out of sight. By default the completion is
+            one canvas, whatever its length, and the model learns that an answer ends where its canvas does.
+        fill_canvas (`bool`, *optional*, defaults to `True`):
+            Fill the last canvas (full attention, with `canvas_length`) or block (block-causal attention) of rows that
+            end in EOS with EOS tokens, and train on them: at generation masks stand behind the answer. Not for
+            `"trace"`, whose tails are recorded.
         step_map_column (`str`, *optional*, defaults to `"unmask_step"`):
             `masking="trace"`: column with the step at which each completion token was committed, counted from 1; 0 =
             not drawn, never masked and never trained. With the columns `prompt_ids` and `completion_ids`, as
@@ -106,6 +112,9 @@ class DiffusionSFTConfig(SFTConfig):
     canvas_length: int | None = field(
         default=None,
         metadata={"help": "Full attention: longer completions are trained canvas by canvas. None: one canvas."},
+    )
+    fill_canvas: bool = field(
+        default=True, metadata={"help": "Fill the last canvas or block of a row with EOS tokens that are trained on."}
     )
     step_map_column: str = field(
         default="unmask_step", metadata={"help": "Column with the step map of masking='trace'."}

@@ -10,6 +10,7 @@ import zlib
 import torch
 from accelerate.utils import set_seed
 from torch import nn
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from ..likelihood import (
@@ -23,6 +24,7 @@ from ..likelihood import (
     view_logits,
 )
 from ..models import diffusion_model
+from .canvas_fill import CanvasFillCollator
 from .card import DiffusionCardMixin
 from .checks import (
     check_dataset,
@@ -34,6 +36,9 @@ from .checks import (
 )
 from .diffusion_sft_config import DiffusionSFTConfig
 from .step_maps import StepMapCollator, align_step_maps, check_step_map, cut_rows, join_recorded_ids
+
+
+logger = logging.get_logger(__name__)
 
 
 class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
@@ -78,9 +83,12 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
     }
 
     def __init__(self, model, args: DiffusionSFTConfig | None = None, train_dataset=None, eval_dataset=None, **kwargs):
-        for name in ("compute_loss_func", "preprocess_logits_for_metrics"):
+        for name in ("compute_loss_func", "preprocess_logits_for_metrics", "compute_metrics"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not supported by DiffusionSFTTrainer. Override `compute_loss` instead.")
+                raise ValueError(
+                    f"{name} is not supported by DiffusionSFTTrainer, which has no logits of whole rows. Override "
+                    "`compute_loss`, or measure with `generate`."
+                )
         if args is None:
             args = DiffusionSFTConfig("diffusion-sft")
         elif not isinstance(args, DiffusionSFTConfig):
@@ -100,11 +108,17 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         self._attention_block = None if family.attention == "full" else args.block_length or family.block_length
         switch_router_loss_off(self)
         self._check_rows()
+        if self._attention_block is not None:
+            family.config.block_length = self._attention_block  # checkpoints name the block they are trained for
         if args.masking == "trace":
+            self._check_recorded_blocks()
             self.data_collator = StepMapCollator(self.data_collator, args.step_map_column)
+        elif args.fill_canvas and self._tokenizer.eos_token_id is not None:
+            self._fill_canvases()
         self._loss_shifts_labels = False  # the Trainer counts the tokens of a step, the first one included
         self.model_accepts_loss_kwargs = True  # it counts them for every model
-        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # loss and what it is divided by, of one evaluation
+        # Of one evaluation: loss and what it is divided by; right predictions and targets.
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
         # Each process draws noise of its own. The global generators are used, since checkpoints save and restore them.
         set_seed(args.seed, device_specific=True)
 
@@ -218,28 +232,32 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
             across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             scale = share * across / num_items_in_batch
         row_sums = torch.zeros(len(input_ids), device=input_ids.device)  # (B,)
-        hits = torch.zeros(2, device=input_ids.device)  # right predictions, targets
+        hits = torch.zeros(len(input_ids), 2, device=input_ids.device)  # right predictions, targets
 
         def view_loss(view: MaskedView) -> torch.Tensor:
             losses, right = self._row_losses(model, input_ids, real, view)
             row_sums.add_(losses.detach())
-            hits.add_(torch.stack([right, view.target.sum()]))
+            hits.add_(torch.stack([right, view.target.sum(dim=1)], dim=1))
             return (losses * scale).sum()
 
         loss = backward_by_view([lambda view=view: view_loss(view) for view in views], model, self.accelerator)
         if mode == "train":
             self._total_train_tokens += self.accelerator.gather(real.sum()).sum().item()
         else:
-            measured = torch.stack([row_sums * share, items.float()], dim=1)  # (B, 2)
+            measured = torch.cat([torch.stack([row_sums * share, items.float()], dim=1), hits], dim=1)  # (B, 4)
             self._eval_sums += self.accelerator.gather_for_metrics(measured).cpu().double().sum(dim=0)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._metrics[mode]["views"].append(float(len(views)))
-        correct, total = self.accelerator.reduce(hits).tolist()
-        self._metrics[mode]["masked_token_accuracy"].append(correct / max(total, 1.0))
+        if mode == "train":
+            correct, total = self.accelerator.reduce(hits.sum(dim=0)).tolist()
+            self._metrics[mode]["masked_token_accuracy"].append(correct / max(total, 1.0))
+        else:  # of all rows so far
+            correct, total = self._eval_sums[2:].tolist()
+            self._metrics[mode]["masked_token_accuracy"] = [correct / max(total, 1.0)]
         return loss
 
     def _row_losses(self, model, input_ids, real, view: MaskedView) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted cross-entropy of a view's targets, summed over each row, (B,); how many were predicted right."""
+        """Weighted cross-entropy of a view's targets, and how many are predicted right, summed over each row: (B,)."""
         if view.visible is not None:  # what no row of the batch can see costs no time
             width = int((view.visible & real).any(dim=0).nonzero().max()) + 1
             names = ("masked", "target", "weight", "visible")
@@ -256,8 +274,9 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
             losses = losses * view.weight[view.target]
         rows = torch.arange(len(input_ids), device=tokens.device)[:, None].expand_as(view.target)[view.target]
         # A view may mask nothing at all; the sum of nothing is a zero that still has a graph for DDP.
-        sums = torch.zeros(len(input_ids), dtype=losses.dtype, device=tokens.device).index_add(0, rows, losses)
-        return sums, (logits.argmax(dim=-1) == tokens).sum()
+        blank = torch.zeros(len(input_ids), dtype=losses.dtype, device=tokens.device)
+        right = (logits.argmax(dim=-1) == tokens).to(losses.dtype)
+        return blank.index_add(0, rows, losses), blank.index_add(0, rows, right)
 
     # Evaluation
 
@@ -266,8 +285,11 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
     ):
         """TRL's; its mean over batches gives way to the loss of all rows together, whatever their batches."""
         self._eval_sums.zero_()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        loss, items = self._eval_sums.tolist()
+        with torch.random.fork_rng(devices=[]):  # the data loader draws a seed: training goes on as if nothing were
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        loss, items = self._eval_sums[:2].tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = loss / max(items, 1.0)
         return output
 
@@ -284,6 +306,41 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         own = ("masking", "num_masks", "num_blocks", "canvas_length", "max_noise_level")
         own += ("loss_weighting", "loss_normalization")
         return tuple(name for name in (*DiffusionCardMixin._card_settings, *own) if name not in unused)
+
+    def _fill_canvases(self):
+        """Fill rows behind their EOS; warn where that would be needed and the canvas is not known."""
+        args = self.args
+        if self._attention_block is None and args.canvas_length is None:
+            for name, dataset in map_style_datasets(self):
+                if "labels" in dataset.column_names:
+                    lengths = [sum(label != -100 for label in labels) for labels in dataset["labels"]]
+                    if min(lengths) != max(lengths):
+                        logger.warning(
+                            f"{name} has completions of {min(lengths)} to {max(lengths)} tokens, and each is trained "
+                            "on a canvas of just its length: the model learns that an answer ends where its canvas "
+                            "does. Set canvas_length to the max_new_tokens of generation."
+                        )
+            return
+        self.data_collator = CanvasFillCollator(
+            self.data_collator,
+            self._tokenizer.eos_token_id,
+            self._tokenizer.pad_token_id,
+            self._attention_block,
+            args.canvas_length,
+            diffusion_model(self.model).config.max_position_embeddings,
+        )
+
+    def _check_recorded_blocks(self):
+        """Raise where traces were recorded with other blocks than those they would be replayed in."""
+        for name, dataset in map_style_datasets(self):
+            if self._attention_block is not None and "block_length" in dataset.column_names:
+                found = set(dataset["block_length"]) - {self._attention_block}
+                if found:
+                    raise ValueError(
+                        f"{name} was recorded with block_length={min(found)} and the model is trained in blocks of "
+                        f"{self._attention_block}: its states would not be those of the sampler. Set "
+                        f"block_length={min(found)}."
+                    )
 
     def _check_rows(self):
         """Raise where no row is left after preparation, or one is longer than the model."""

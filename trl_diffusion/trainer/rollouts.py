@@ -26,7 +26,8 @@ class RolloutMixin:
     def evaluation_loop(self, *args, **kwargs):
         """TRL's, with the same seeds at every evaluation."""
         self._num_eval_batches = 0
-        return super().evaluation_loop(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # the data loader draws a seed: training goes on as if nothing were
+            return super().evaluation_loop(*args, **kwargs)
 
     def _block_lengths(self) -> BlockLengths:
         """Block lengths of the rollouts to come."""

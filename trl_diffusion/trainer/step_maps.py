@@ -98,6 +98,12 @@ def align_step_maps(dataset: Dataset | IterableDataset, column: str, name: str) 
                 )
             remaining = iter(steps)
             steps = [next(remaining) if part else 0 for part in mask]
+        prompt = next((place for place, part in enumerate(mask) if part), len(mask))
+        if any(steps[:prompt]):
+            raise ValueError(
+                f"{name}[{index}][{column!r}] has a step for a token of the prompt, which the model did not draw. A "
+                "step map has one number per completion token, or per token of the row, 0 for the prompt."
+            )
         return {
             column: steps,
             "labels": [label if step > 0 else -100 for label, step in zip(labels, steps, strict=True)],
