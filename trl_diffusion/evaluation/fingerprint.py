@@ -20,7 +20,7 @@ from ..models import diffusion_model
 
 
 # Fields of a model's config that say where it came from, or that the fingerprint has elsewhere (the block length as it
-# is used, the dtype with the weights).
+# is used, the dtype in the bytes of the weights).
 _NO_SETTINGS = {
     "_name_or_path", "architectures", "auto_map", "block_length", "block_size", "dtype", "name_or_path",
     "transformers_version", "use_cache",
@@ -90,7 +90,7 @@ def weights_digest(model: nn.Module) -> str:
     """Of every byte of every weight, so that it depends neither on the device nor on the order of a sum."""
     state = hashlib.sha256()
     for name, weight in model.named_parameters():
-        state.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        state.update(f"{name} {list(weight.shape)}\n".encode())
         # numpy has no bfloat16, and a scalar no other view.
         state.update(weight.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
     return state.hexdigest()[:16]

@@ -180,6 +180,7 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
     """The features of the result; raises where a setting is wrong."""
     if not isinstance(dataset, Dataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}: pass a datasets.Dataset.")
+    dataset = dataset.with_format(None)  # a format may hide columns
     if "prompt" not in dataset.column_names or len(dataset) == 0:
         raise ValueError(
             f"dataset has {len(dataset)} rows and the columns {', '.join(dataset.column_names)}: it needs rows with a "
@@ -210,7 +211,7 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
     own = {"completion": completion, **_COLUMNS, **{name: Value("float64") for name in names}}
     if len(set(names)) < len(names):
         raise ValueError(f"reward_funcs has two functions of one name ({', '.join(names)}): each gets a column.")
-    for row, prompt in enumerate(dataset.with_format(None)["prompt"]):
+    for row, prompt in enumerate(dataset["prompt"]):
         if not prompt:
             raise ValueError(
                 f"dataset[{row}]['prompt'] is {prompt!r}: give a text or a conversation, or drop the row "
