@@ -3,7 +3,7 @@
 
 """Traces of a dataset."""
 
-import json
+import glob
 import re
 import runpy
 import sys
@@ -14,7 +14,12 @@ import torch
 from conftest import random_model
 from datasets import Dataset, load_dataset
 
-from trl_diffusion import DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer, collect_traces
+from trl_diffusion import (
+    DiffusionGenerationConfig,
+    DiffusionSFTConfig,
+    DiffusionSFTTrainer,
+    collect_traces,
+)
 from trl_diffusion.evaluation import traces as traces_module
 
 
@@ -141,7 +146,7 @@ def test_an_interrupted_call_goes_on(tmp_path, tokenizer, monkeypatch):
             raise Interrupted
         return share(completions, **kwargs)
 
-    share_once.__name__ = "share"
+    share_once.__name__ = share_once.__qualname__ = "share"
     folder = {"output_dir": tmp_path / "traces", "shard_size": 4, "batch_size": 2}
     with pytest.raises(Interrupted):
         collect(model, tokenizer, **settings | {"reward_funcs": [share_once]}, **folder)
@@ -173,35 +178,44 @@ def test_a_file_that_keeps_nothing_still_counts(tmp_path, tokenizer):
     assert found["row"][:] == [4] and len(list(tmp_path.glob("*.parquet"))) == 3
 
 
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"min_reward": 0.5}, "min_reward was None and is 0.5"),
-        ({"config": {"temperature": 0.5}}, "generation_config.temperature was 0.9 and is 0.5"),
-        ({"dataset": rows(10)}, "dataset was"),
-        ({"reward_funcs": [some_length]}, "reward_funcs was"),
-    ],
-)
-def test_other_settings_in_the_same_folder(tmp_path, tokenizer, changed, name):
-    model = random_model("llada", tokenizer)
-    settings = {"reward_funcs": [share], "output_dir": tmp_path}
-    collect(model, tokenizer, **settings)
-    with pytest.raises(ValueError, match=name):
-        collect(model, tokenizer, **settings | changed)
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path, tokenizer):
+    folder = tmp_path / "temp[0.9]*?"
+    found = collect(random_model("llada", tokenizer), tokenizer, output_dir=folder)
+    pattern = f"{glob.escape(str(folder))}/*.parquet"
+    assert len(found) == 5 and load_dataset("parquet", data_files=pattern, split="train")[:] == found[:]
 
 
-def test_other_weights_in_the_same_folder(tmp_path, tokenizer):
-    model = random_model("llada", tokenizer)
-    collect(model, tokenizer, output_dir=tmp_path)
-    assert "model" in json.loads((tmp_path / "traces.json").read_text())
-    with torch.no_grad():
-        model.get_output_embeddings().weight += 1e-3
-    with pytest.raises(ValueError, match="model was"):
-        collect(model, tokenizer, output_dir=tmp_path)
-    (tmp_path / "traces.json").unlink()
-    with pytest.raises(ValueError, match="no traces.json"):
-        collect(model, tokenizer, output_dir=tmp_path)
+def test_the_format_of_the_dataset_does_not_matter(tmp_path, tokenizer):
+    """Reward functions get plain values of every column, and the data's digest is the same."""
+    model, dataset = random_model("llada", tokenizer), rows().add_column("number", list(range(5)))
+
+    def numbers(completions, want, number, **kwargs):
+        assert [type(value) for value in number] == [int] * len(number) and type(want) is list
+        return number
+
+    plain = collect(model, tokenizer, dataset, [numbers], output_dir=tmp_path)
+    for formatted in (dataset.with_format("numpy"), dataset.with_format("torch", columns=["want"])):
+        assert collect(model, tokenizer, formatted, [numbers])[:] == plain[:]
+        assert collect(model, tokenizer, formatted, [numbers], output_dir=tmp_path)[:] == plain[:]
+
+
+@pytest.mark.parametrize("missing", [None, "", []])
+def test_a_row_without_a_prompt_is_named(tmp_path, tokenizer, missing):
+    conversational = isinstance(missing, list)
+    prompts = [[{"role": "user", "content": "1"}] if conversational else "1", missing]
+    for order, row in ((prompts, 1), (prompts[::-1], 0)):
+        with pytest.raises(ValueError, match=rf"dataset\[{row}\]\['prompt'\] is {re.escape(repr(missing))}"):
+            collect(
+                random_model("llada", tokenizer), tokenizer, Dataset.from_dict({"prompt": order}), [some_length],
+                output_dir=tmp_path,
+            )  # fmt: skip
+    assert not list(tmp_path.iterdir())  # before any work
+
+
+@pytest.mark.parametrize("name", ["text", "messages", "input_ids", "labels", "completion_mask"])
+def test_columns_from_which_sft_would_make_other_rows(tokenizer, name):
+    with pytest.raises(ValueError, match=f"column '{name}', from which TRL's SFT"):
+        collect(random_model("llada", tokenizer), tokenizer, rows().rename_column("want", name), [some_length])
 
 
 def nothing(completions, **kwargs):
@@ -253,7 +267,11 @@ def test_the_python_blocks_of_the_page_on_traces_run(capsys):
     namespace = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "traces.md").read_text(), re.DOTALL):
         exec(block, namespace)  # the project's own text
-    assert min(namespace["traces"]["reward"]) >= 0.5 and "tokens_per_step" in capsys.readouterr().out
+    assert min(namespace["traces"]["reward"]) >= 0.5
+    eos = namespace["tokenizer"].eos_token_id
+    ended = [ids[-1] == eos for ids in namespace["traces"]["completion_ids"]]
+    assert len(namespace["finished"]) == sum(ended)
+    assert "tokens_per_step" in capsys.readouterr().out
 
 
 def test_the_example(tmp_path, monkeypatch, capsys):

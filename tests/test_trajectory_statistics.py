@@ -17,7 +17,13 @@ from trl_diffusion.generation import trajectory_statistics
 def slow_statistics(rollout: Rollout, row: int, block_causal: bool) -> dict[str, float]:
     """Token by token."""
     offset = int(rollout.prompt_mask[row].sum()) if block_causal else 0
-    # Positions of block-causal models are counted from the row's first token: the prompt's length goes before.
+    # Positions of block-causal models are counted from the row's first token: the prompt's length goes before, and
+    # padding is none.
+    for place in range(rollout.canvas_ids.size(1) if block_causal else 0):
+        fields = (rollout.unmask_step, rollout.fixed, rollout.completion_mask)
+        if any(field[row, place] for field in fields):
+            break
+        offset -= 1
     places = [
         (place, int(rollout.unmask_step[row, place]), (offset + place) // rollout.block_length)
         for place in range(rollout.canvas_ids.size(1))
@@ -131,13 +137,15 @@ def test_random_statistics_are_those_of_a_loop():
         return torch.randint(top, shape, generator=generator)
 
     rows = 40
+    real = torch.arange(13) >= integers(5, rows, 1)  # padding inside the canvas
     rollout = hand_written(
         prompt_ids=torch.zeros(rows, 9, dtype=torch.long),
         prompt_mask=(torch.arange(9) >= integers(10, rows, 1)).long(),
         canvas_ids=torch.ones(rows, 13, dtype=torch.long),
-        unmask_step=integers(9, rows, 13).short(),
+        unmask_step=integers(9, rows, 13).short() * real,
+        fixed=(integers(2, rows, 13).bool() & real),
         forced=integers(2, rows, 13).bool(),
-        completion_mask=(torch.arange(13) <= integers(13, rows, 1)).long(),
+        completion_mask=((torch.arange(13) <= integers(13, rows, 1)) & real).long(),
         entropies=torch.rand(rows, 13, generator=generator),
     )
     for block_causal in (False, True):
@@ -146,3 +154,27 @@ def test_random_statistics_are_those_of_a_loop():
             expected = slow_statistics(rollout, row, block_causal)
             found = {name: values[row].item() for name, values in statistics.items()}
             assert found == pytest.approx(expected, nan_ok=True, rel=1e-5)
+
+
+def test_statistics_of_a_filled_row_do_not_depend_on_the_batch(tokenizer):
+    """Padding stands inside the canvas where another row is filled to its left."""
+    model = random_model("sdar", tokenizer)
+    prompts = [[3, 4, 5, 6, 7, 5, 4, 3, 6, 6, 5], [7, 6, 3, 3, 4, 4, 5, 6], [5, 5, 4, 3, 6]]
+    settings = {"block_length": 4, "num_denoising_steps": 4, "temperature": 0.0, "max_new_tokens": 3}
+
+    def statistics(rows: list[list[int]]) -> tuple[Rollout, dict[str, torch.Tensor]]:
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        infill = (padded["input_ids"] % 2 == 1) & padded["attention_mask"].bool()
+        rollout = model.generate(
+            **padded, infill_mask=infill, output_entropies=True, return_dict_in_generate=True, **settings
+        ).rollout
+        return rollout, trajectory_statistics(rollout, block_causal=True)
+
+    batch, together = statistics(prompts)
+    assert batch.completion_mask[1:, 0].tolist() == [0, 0]
+    for row, prompt in enumerate(prompts):
+        assert together["steps_per_block"][row].item() == pytest.approx(
+            slow_statistics(batch, row, True)["steps_per_block"]
+        )
+        for name, value in statistics([prompt])[1].items():
+            assert together[name][row].item() == pytest.approx(value.item(), rel=1e-4), (name, row)

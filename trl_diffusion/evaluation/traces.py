@@ -3,7 +3,7 @@
 
 """Rollouts of a model over a dataset, with their step maps: data for trace SFT and for analysis."""
 
-import hashlib
+import glob
 import json
 import os
 import re
@@ -23,6 +23,7 @@ from trl.trainer.utils import get_callable_name
 from ..generation import DiffusionGenerationConfig, Rollout
 from ..models import diffusion_model
 from .completion import encode_prompts
+from .fingerprint import describe, digest, model_fingerprint
 from .rewards import as_completions, score_completions, total_rewards
 
 
@@ -44,6 +45,8 @@ _COLUMNS = {
     "generation": Value("int64"),
     "row": Value("int64"),
 }
+# Columns by which TRL's SFT knows rows of another kind, or tokenised ones: it would train on them, not on the traces.
+_SFT_COLUMNS = {"text", "messages", "input_ids", "labels", "completion_mask"}
 _SETTINGS_FILE = "traces.json"
 
 
@@ -86,8 +89,10 @@ def collect_traces(
             Completions per batch.
         output_dir (`str`, *optional*):
             Folder for Parquet files, written as the rollouts come, each whole or not at all. A second call with the
-            same settings goes on where an interrupted one stopped (one process at a time). Read them with
-            `load_dataset("parquet", data_files=f"{output_dir}/*.parquet", split="train")`.
+            same settings goes on where an interrupted one stopped (one process at a time). The code of a reward
+            function or an unmasking rule is no setting that can be compared, its name is: where it changes, take
+            another folder. Read the files with
+            `load_dataset("parquet", data_files=f"{glob.escape(output_dir)}/*.parquet", split="train")`.
         reward_weights (`list[float]`, *optional*):
             One per reward function; 1 by default.
         chat_template_kwargs (`dict`, *optional*):
@@ -114,9 +119,10 @@ def collect_traces(
 
     Raises:
         TypeError: `dataset` is no [`~datasets.Dataset`], or a reward function is none.
-        ValueError: a setting is wrong, a column of the dataset has the name of one of the above, `output_dir` was
-            written with other settings (the first that differs is named), a reward function returns a wrong result,
-            or no completion is left.
+        ValueError: a setting is wrong, a prompt is missing or empty, a column of the dataset has the name of one of
+            the above or of one that TRL's SFT reads (`text`, `messages`, `input_ids`, `labels`, `completion_mask`),
+            `output_dir` was written with other settings (the first that differs is named), a reward function returns
+            a wrong result, or no completion is left.
     """
     reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     features = _check(dataset, reward_funcs, generation_config, num_generations, reward_weights)
@@ -127,11 +133,9 @@ def collect_traces(
     total, done, shards = len(dataset) * num_generations, 0, None
     if output_dir is not None:
         settings = {
-            "model": _weights_digest(model),
-            "tokenizer": _digest(tokenizer.get_vocab()),
-            "dataset": _digest(list(dataset)),
-            "reward_funcs": [get_callable_name(reward_func) for reward_func in reward_funcs],
-            "generation_config": {k: v for k, v in generation_config.to_dict().items() if k != "transformers_version"},
+            **model_fingerprint(model, tokenizer, generation_config),
+            "dataset": digest(list(dataset)),
+            "reward_funcs": [describe(reward_func) for reward_func in reward_funcs],
             "num_generations": num_generations,
             "min_reward": min_reward,
             "reward_weights": reward_weights,
@@ -176,6 +180,7 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
     """The features of the result; raises where a setting is wrong."""
     if not isinstance(dataset, Dataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}: pass a datasets.Dataset.")
+    dataset = dataset.with_format(None)  # a format may hide columns
     if "prompt" not in dataset.column_names or len(dataset) == 0:
         raise ValueError(
             f"dataset has {len(dataset)} rows and the columns {', '.join(dataset.column_names)}: it needs rows with a "
@@ -206,6 +211,18 @@ def _check(dataset, reward_funcs, generation_config, num_generations, reward_wei
     own = {"completion": completion, **_COLUMNS, **{name: Value("float64") for name in names}}
     if len(set(names)) < len(names):
         raise ValueError(f"reward_funcs has two functions of one name ({', '.join(names)}): each gets a column.")
+    for row, prompt in enumerate(dataset["prompt"]):
+        if not prompt:
+            raise ValueError(
+                f"dataset[{row}]['prompt'] is {prompt!r}: give a text or a conversation, or drop the row "
+                "(dataset.filter)."
+            )
+    clash = sorted(_SFT_COLUMNS & set(dataset.column_names))
+    if clash:
+        raise ValueError(
+            f"dataset has the column {clash[0]!r}, from which TRL's SFT would make its rows instead of the traces. "
+            "Rename it (dataset.rename_column), or remove it."
+        )
     clash = sorted(own.keys() & set(dataset.column_names))
     if clash:
         raise ValueError(
@@ -273,7 +290,7 @@ class _Shards:
     def __init__(self, folder: Path, settings: dict[str, Any], features: Features):
         self.folder, self.features = folder, features
         folder.mkdir(parents=True, exist_ok=True)
-        settings = json.loads(json.dumps(settings, default=str))
+        settings = json.loads(json.dumps(settings, default=describe))
         path = folder / _SETTINGS_FILE
         if path.exists():
             _compare(json.loads(path.read_text(encoding="utf-8")), settings, folder)
@@ -304,7 +321,8 @@ class _Shards:
         os.replace(temporary, path)
 
     def load(self) -> Dataset:
-        files = [str(path) for path in self._files()]
+        # datasets takes paths for patterns, and a folder's name may look like one ("temp[0.9]").
+        files = [glob.escape(str(path)) for path in self._files()]
         return load_dataset("parquet", data_files=files, split="train", features=self.features)
 
 
@@ -318,16 +336,3 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path, prefix: str
                 f"output_dir={str(folder)!r} has traces of another call: {prefix}{name} was {was!r} and is {given!r}. "
                 "Give another folder, or the same settings."
             )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """Of some entries of every weight: enough to tell a trained model from the one before."""
-    picked = []
-    for name, weight in diffusion_model(model).named_parameters():
-        flat = weight.detach().flatten()
-        picked.append((name, list(weight.shape), flat[:: max(1, len(flat) // 16)].float().tolist()))
-    return _digest(picked)

@@ -126,7 +126,10 @@ def trajectory_statistics(rollout: Rollout, block_causal: bool) -> dict[str, tor
     steps = rollout.unmask_step.long()
     position = torch.arange(steps.size(1), device=steps.device).expand_as(steps)
     if block_causal:
-        position = position + rollout.prompt_mask.sum(dim=1, keepdim=True) % rollout.block_length
+        # Where positions of the input are filled, the padding of a shorter row may reach into the canvas.
+        real = (rollout.unmask_step > 0) | rollout.fixed | rollout.completion_mask.bool()
+        padding = (real.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (B, 1)
+        position = position - padding + rollout.prompt_mask.sum(dim=1, keepdim=True) % rollout.block_length
     blocks = position // rollout.block_length
     # The same step number in two blocks would be two steps of theirs.
     step_of_block = blocks * (steps.max() + 1 if steps.numel() else 1) + steps

@@ -1,0 +1,128 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a folder of traces was made with, as plain values that are the same in every process."""
+
+import functools
+import hashlib
+import json
+import re
+import sys
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..generation import DiffusionGenerationConfig
+from ..models import diffusion_model
+
+
+# Fields of a model's config that say where it came from, or that the fingerprint has elsewhere (the block length as it
+# is used, the dtype in the bytes of the weights).
+_NO_SETTINGS = {
+    "_name_or_path", "architectures", "auto_map", "block_length", "block_size", "dtype", "name_or_path",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def model_fingerprint(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, generation_config: DiffusionGenerationConfig
+) -> dict[str, Any]:
+    """What decides, besides the data and the seed, what a model writes.
+
+    Args:
+        model (`torch.nn.Module`):
+            A diffusion language model, with or without an adapter.
+        tokenizer:
+            Its tokenizer.
+        generation_config ([`DiffusionGenerationConfig`]):
+            Settings; what they leave to the model is filled in.
+
+    Returns:
+        `dict[str, Any]`: values for JSON, or that [`describe`] makes such.
+    """
+    family = diffusion_model(model)
+    settings = generation_config.to_dict()
+    settings.pop("transformers_version", None)
+    settings["block_length"] = generation_config.block_length or family.block_length
+    if settings.get("eos_token_id") is None:
+        settings["eos_token_id"] = family.generation_config.eos_token_id
+    if not isinstance(generation_config.unmasking, str):
+        settings["unmasking"] = describe(generation_config.unmasking)
+    return {
+        "model": weights_digest(family),
+        "model_config": {k: v for k, v in family.config.to_dict().items() if k not in _NO_SETTINGS},
+        "adapters": _adapters(family),
+        "tokenizer": digest([tokenizer.get_vocab(), tokenizer.all_special_ids]),
+        "chat_template": digest(tokenizer.chat_template),
+        "generation_config": settings,
+    }
+
+
+def describe(value: Any) -> str:
+    """A value, a callable above all, in words that are the same in every process.
+
+    A function is its module and name, a `functools.partial` that and its arguments, a method that and its object, a
+    module of torch its class and the digest of its weights, another object its class and its `repr`. What a function
+    does, and what it closes over, is not in it.
+    """
+    if isinstance(value, functools.partial):
+        arguments = [*map(describe, value.args), *(f"{k}={describe(v)}" for k, v in sorted(value.keywords.items()))]
+        return f"partial({', '.join([describe(value.func), *arguments])})"
+    if isinstance(value, types.MethodType):
+        return f"{describe(value.__self__)}.{value.__name__}"
+    if isinstance(value, nn.Module):
+        return f"{_path(type(value))}(weights {weights_digest(value)})"
+    if callable(value):
+        # An object with __call__ has no name of its own.
+        return _path(value) if hasattr(value, "__qualname__") else f"{_path(type(value))}: {_repr(value)}"
+    return _repr(value)
+
+
+def digest(content: Any) -> str:
+    """Of plain values; of others their description."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=describe).encode()).hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Of every byte of every weight, so that it depends neither on the device nor on the order of a sum."""
+    state = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        state.update(f"{name} {list(weight.shape)}\n".encode())
+        # numpy has no bfloat16, and a scalar no other view.
+        state.update(weight.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
+    return state.hexdigest()[:16]
+
+
+def _adapters(model: nn.Module) -> dict[str, Any]:
+    """Which adapters take part; empty without any. Their weights are among the model's."""
+    # peft takes seconds to import, and a model can only have its layers once something has imported it.
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
+            scaling = module.scaling if isinstance(module, LoraLayer) else {}
+            layers.append((name, list(module.active_adapters), not module.disable_adapters, scaling))
+    if not layers:
+        return {}
+    return {
+        "active": sorted({adapter for _, active, _, _ in layers for adapter in active}),
+        "enabled": all(enabled for _, _, enabled, _ in layers),
+        "layers": digest(layers),  # where they differ from each other
+    }
+
+
+def _path(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _repr(value: Any) -> str:
+    # An address is another one in the next process.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
