@@ -76,7 +76,8 @@ CASES: dict[str, dict[str, Any]] = {
         "rows": 24,
         "gamma": 0.9,
         "reward": [digits, correct],
-        "difficulty_range": [0.45, 0.6],
+        "difficulty_range": [0.1, 0.9],
+        "model_seed": 6,  # of which some completions end
         "correctness_reward": "correct",
         "truncated_reward": 0.5,
     },
@@ -109,7 +110,7 @@ def train(case: str, folder: str, resume: str | None = None) -> dict[str, Any]:
     settings["per_device_train_batch_size"] = settings.pop("rows") // processes
     trainer = rl_trainer(
         name,
-        conftest.random_model(family, tokenizer),
+        conftest.random_model(family, tokenizer, seed=settings.pop("model_seed", 0)),
         tokenizer,
         folder,
         peft_config=LoraConfig(target_modules="all-linear", r=4, lora_alpha=16) if lora else None,
