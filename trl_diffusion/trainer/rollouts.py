@@ -89,8 +89,11 @@ class RolloutMixin:
         tensors = [torch.tensor(ids) for ids in prompt_ids]
         padded = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side="left")
         mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, padding_side="left")
+        block_length = self._block_lengths().rollout
+        if block_length == diffusion_model(self.model).block_length:
+            block_length = None  # the model's own, which may be longer than the canvas
         config = self.args.diffusion_generation_config(
-            block_length=self._block_lengths().rollout,
+            block_length=block_length,
             eos_token_id=[token for token in self.eos_token_ids if token is not None],
             pad_token_id=self._tokenizer.pad_token_id,
             seed=self._row_seeds(len(prompt_ids)),
