@@ -19,6 +19,10 @@ from trl_diffusion.trainer.canvas_fill import CanvasFillCollator
 PAD, EOS = 0, 1
 
 
+def filler(tokenizer, collator, ends=frozenset({EOS}), block_length=None, canvas_length=None, multiple=None):
+    return CanvasFillCollator(collator, tokenizer, set(ends), block_length, canvas_length, 20, multiple)
+
+
 def collated(rows):
     """(ids, number of ids without a label) of each row, padded on the right."""
     width = max(len(ids) for ids, _ in rows)
@@ -43,9 +47,8 @@ def collated(rows):
         ({"canvas_length": 4}, ([5, 5, EOS], 3), 3),  # not the model's EOS
     ],
 )
-def test_rows_are_filled_to_the_end_of_their_canvas_or_block(settings, row, length):
-    settings = {"block_length": None, "canvas_length": None, **settings}
-    collator = CanvasFillCollator(collated, EOS, PAD, limit=20, **settings)
+def test_rows_are_filled_to_the_end_of_their_canvas_or_block(settings, row, length, tokenizer):
+    collator = filler(tokenizer, collated, **settings)
     ids, context = row
     batch = collator([row, ([5, 6, 6, 6, 6, 6, 6, 6, 6, 6], 1)])
     assert batch["attention_mask"].sum(1).tolist() == [length, 10]
@@ -55,15 +58,40 @@ def test_rows_are_filled_to_the_end_of_their_canvas_or_block(settings, row, leng
     assert (batch["input_ids"][0, length:] == PAD).all() and (batch["labels"][0, length:] == -100).all()
 
 
-def test_the_last_answer_of_a_conversation_is_the_one_that_is_filled():
+def test_the_last_answer_of_a_conversation_is_the_one_that_is_filled(tokenizer):
     def two_answers(examples):
         batch = collated(examples)
         batch["labels"][0, 4] = -100
         return batch
 
-    collator = CanvasFillCollator(two_answers, EOS, PAD, None, 4, 50)
-    batch = collator([([5, 6, 6, EOS, 5, 6, EOS], 1)])  # answers at 1–3 and 5–6
+    batch = filler(tokenizer, two_answers, canvas_length=4)([([5, 6, 6, EOS, 5, 6, EOS], 1)])  # at 1–3 and 5–6
     assert batch["attention_mask"].sum() == 9
+
+
+def test_white_space_behind_the_end_gives_way(tokenizer):
+    """Chat templates end messages with a line break; and their end of turn may be another token than the EOS."""
+    blank, eot = tokenizer.add_tokens(["\n", "<|eot|>"]) and tokenizer.convert_tokens_to_ids(["\n", "<|eot|>"])
+    collator = filler(tokenizer, collated, ends={EOS, eot}, canvas_length=4)
+    batch = collator([([5, 6, 6, EOS, blank], 1), ([5, 6, eot, blank, blank], 1), ([5, 6, 6, 6, EOS, blank], 1)])
+    assert batch["input_ids"].tolist() == [
+        [5, 6, 6, EOS, EOS],
+        [5, 6, eot, EOS, EOS],
+        [5, 6, 6, 6, EOS],
+    ]
+    assert (batch["labels"][:, 1:] != -100).all() and batch["attention_mask"].all()
+    # A blank that is text, and one behind an end that is not the model's, stay.
+    assert collator.end_of_answer([5, 6, blank], [-100, 6, blank]) is None
+    assert collator.end_of_answer([5, EOS, blank], [-100, -100, -100]) is None
+
+
+def test_rows_padded_on_the_left_come_out_on_the_right(tokenizer):
+    def on_the_left(examples):
+        return {name: values.flip(1) for name, values in collated(examples).items()}
+
+    flipped = [([EOS, 6, 6, 5], 0), ([EOS, 6, 5], 0)]
+    batch = filler(tokenizer, on_the_left, block_length=4, multiple=6)(flipped)
+    assert batch["input_ids"].tolist() == [[5, 6, 6, EOS, PAD, PAD], [5, 6, EOS, EOS, PAD, PAD]]
+    assert batch["attention_mask"].sum(1).tolist() == [4, 4]
 
 
 @pytest.mark.parametrize("family, settings", [("llada", {"canvas_length": 8}), ("sdar", {"masking": "block"})])
@@ -104,6 +132,15 @@ def test_answers_of_many_lengths_on_no_known_canvas_are_warned_about(tokenizer, 
             model = random_model(family, tokenizer)
             sft_trainer(model, tokenizer, tmp_path, **{"fill_canvas": True, **settings})
     assert "canvas" not in caplog.text
+
+
+def test_rows_that_never_end_are_warned_about(tokenizer, tmp_path, caplog):
+    rows = Dataset.from_dict({"input_ids": [[3, 4, 5, 6]] * 4, "completion_mask": [[0, 1, 1, 1]] * 4})
+    with caplog.at_level("WARNING", logger="trl_diffusion"):
+        sft_trainer(
+            random_model("llada", tokenizer), tokenizer, tmp_path, dataset=rows, fill_canvas=True, canvas_length=8
+        )
+    assert "No row of train_dataset ends in an EOS" in caplog.text
 
 
 # Around the loss

@@ -15,7 +15,7 @@ from torch import nn
 
 from trl_diffusion import AutoModelForDiffusionLM
 from trl_diffusion.evaluation import traces as traces_module
-from trl_diffusion.evaluation.fingerprint import describe
+from trl_diffusion.evaluation.fingerprint import describe, weights_digest
 from trl_diffusion.tasks import character_tokenizer
 
 
@@ -213,3 +213,11 @@ def test_descriptions_are_those_of_another_process():
     )
     assert describe(judge.judge) == f"{__name__}.Judge: <{__name__}.Judge object>.judge"
     assert describe(Scorer()) == describe(Scorer()) and " at 0x" not in describe(Scorer())
+
+
+def test_weights_that_are_buffers_count(tokenizer):
+    model = random_model("llada2_moe", tokenizer)
+    before = weights_digest(model)
+    name, buffer = next((n, b) for n, b in model.named_buffers() if "e_score_correction_bias" in n)
+    buffer.add_(1.0)
+    assert name in model.state_dict() and weights_digest(model) != before

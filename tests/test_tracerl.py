@@ -11,7 +11,7 @@ from conftest import random_model
 from peft import LoraConfig
 from rl import generated_batch, rl_trainer
 
-from trl_diffusion import TraceRLConfig
+from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig
 from trl_diffusion.generation import trajectory_statistics
 from trl_diffusion.models import diffusion_model
 
@@ -252,6 +252,15 @@ def test_rollouts_are_trained_on_with_the_blocks_of_their_generation(tokenizer, 
     trainer.draw_views = lambda inputs: used.append(trainer._attention_block_length(inputs)) or views(inputs)
     trainer.train()
     assert used == [2, 2, 4, 4]
+
+
+def test_a_block_longer_than_the_canvas_can_be_saved(tokenizer, tmp_path):
+    model = random_model("sdar", tokenizer, block_length=8)
+    model.generation_config = DiffusionGenerationConfig(block_length=4, max_new_tokens=6)
+    trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, block_length=None, max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["block_length"] == 8
 
 
 def test_a_second_training_begins_with_the_blocks_of_the_first(tokenizer, tmp_path):

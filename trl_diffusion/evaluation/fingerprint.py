@@ -89,7 +89,9 @@ def digest(content: Any) -> str:
 def weights_digest(model: nn.Module) -> str:
     """Of every byte of every weight, so that it depends neither on the device nor on the order of a sum."""
     state = hashlib.sha256()
-    for name, weight in model.named_parameters():
+    saved = set(model.state_dict())  # buffers that are not saved can be computed
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+    for name, weight in (*model.named_parameters(), *buffers):
         state.update(f"{name} {list(weight.shape)}\n".encode())
         # numpy has no bfloat16, and a scalar no other view.
         state.update(weight.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())

@@ -63,8 +63,8 @@ class DiffusionSFTConfig(SFTConfig):
             one canvas, whatever its length, and the model learns that an answer ends where its canvas does.
         fill_canvas (`bool`, *optional*, defaults to `True`):
             Fill the last canvas (full attention, with `canvas_length`) or block (block-causal attention) of rows that
-            end in EOS with EOS tokens, and train on them: at generation masks stand behind the answer. Not for
-            `"trace"`, whose tails are recorded.
+            end in EOS with EOS tokens, and train on them: at generation masks stand behind the answer. Rows may then
+            be longer than `max_length`, up to the model's positions. Not for `"trace"`, whose tails are recorded.
         step_map_column (`str`, *optional*, defaults to `"unmask_step"`):
             `masking="trace"`: column with the step at which each completion token was committed, counted from 1; 0 =
             not drawn, never masked and never trained. With the columns `prompt_ids` and `completion_ids`, as

@@ -308,27 +308,38 @@ class DiffusionSFTTrainer(DiffusionCardMixin, SFTTrainer):
         return tuple(name for name in (*DiffusionCardMixin._card_settings, *own) if name not in unused)
 
     def _fill_canvases(self):
-        """Fill rows behind their EOS; warn where that would be needed and the canvas is not known."""
-        args = self.args
-        if self._attention_block is None and args.canvas_length is None:
-            for name, dataset in map_style_datasets(self):
-                if "labels" in dataset.column_names:
-                    lengths = [sum(label != -100 for label in labels) for labels in dataset["labels"]]
-                    if min(lengths) != max(lengths):
-                        logger.warning(
-                            f"{name} has completions of {min(lengths)} to {max(lengths)} tokens, and each is trained "
-                            "on a canvas of just its length: the model learns that an answer ends where its canvas "
-                            "does. Set canvas_length to the max_new_tokens of generation."
-                        )
-            return
-        self.data_collator = CanvasFillCollator(
+        """Fill rows behind their EOS; warn where that would be needed and cannot be done."""
+        args, family = self.args, diffusion_model(self.model)
+        known = self._attention_block is not None or args.canvas_length is not None
+        ends = family.generation_config.eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        collator = CanvasFillCollator(
             self.data_collator,
-            self._tokenizer.eos_token_id,
-            self._tokenizer.pad_token_id,
+            self._tokenizer,
+            ends,
             self._attention_block,
             args.canvas_length,
-            diffusion_model(self.model).config.max_position_embeddings,
+            family.config.max_position_embeddings,
+            args.pad_to_multiple_of,
         )
+        for name, dataset in map_style_datasets(self):
+            if not {"input_ids", "labels"} <= set(dataset.column_names):
+                continue
+            lengths = [sum(label != -100 for label in labels) for labels in dataset["labels"]]
+            if not known and min(lengths) != max(lengths):
+                logger.warning(
+                    f"{name} has completions of {min(lengths)} to {max(lengths)} tokens, and each is trained on a "
+                    "canvas of just its length: the model learns that an answer ends where its canvas does. Set "
+                    "canvas_length to the max_new_tokens of generation."
+                )
+            rows = zip(dataset["input_ids"], dataset["labels"], strict=True)
+            if known and all(collator.end_of_answer(*row) is None for row in rows):
+                logger.warning(
+                    f"No row of {name} ends in an EOS that is trained on (ids {sorted(ends)}), so that fill_canvas "
+                    "has nothing to fill: the model will not learn where answers end."
+                )
+        if known:
+            self.data_collator = collator
 
     def _check_recorded_blocks(self):
         """Raise where traces were recorded with other blocks than those they would be replayed in."""

@@ -48,7 +48,7 @@ class RolloutMixin:
     def _set_generation_block(self, block_length: int):
         generation_config = diffusion_model(self.model).generation_config
         if (generation_config.max_new_tokens or 0) < block_length:
-            generation_config.max_new_tokens = self.max_completion_length
+            generation_config.max_new_tokens = max(self.max_completion_length, block_length)
         generation_config.block_length = block_length
 
     def _check_prompt_lengths(self):

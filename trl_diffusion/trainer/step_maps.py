@@ -51,8 +51,10 @@ def join_recorded_ids(dataset: Dataset | IterableDataset, column: str) -> Datase
     def join(row: dict[str, Any]) -> dict[str, Any]:
         prompt, completion, steps = list(row["prompt_ids"]), list(row["completion_ids"]), row[column]
         tail, tail_steps = (list(row["tail_ids"]), list(row["tail_unmask_step"])) if has_tail else ([], [])
-        if steps is not None and len(steps) == len(completion):  # else it is reported as it is
+        if steps is not None and len(steps) == len(completion):
             steps = [0] * len(prompt) + list(steps) + tail_steps
+        elif steps is not None and len(steps) == len(prompt) + len(completion):
+            steps = list(steps) + tail_steps  # others are reported as they are
         return {
             "input_ids": prompt + completion + tail,
             "completion_mask": [0] * len(prompt) + [1] * len(completion) + [0] * len(tail),
