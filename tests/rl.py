@@ -65,3 +65,17 @@ def generated_batch(trainer, rows=2):
     trainer.model.train()
     inputs = [trainer.train_dataset[row] for row in range(rows) for _ in range(trainer.num_generations)]
     return trainer._generate_and_score_completions(inputs)
+
+
+def watch_rollouts(trainer):
+    """Fills up with the rollouts that the trainer makes from now on."""
+    rollouts, keep = [], trainer._log_trajectories
+    trainer._log_trajectories = lambda mode, rollout: rollouts.append(rollout) or keep(mode, rollout)
+    return rollouts
+
+
+def watch_blocks(trainer):
+    """Fills up with the block length that each batch is scored in from now on."""
+    blocks, views = [], trainer.draw_views
+    trainer.draw_views = lambda inputs: blocks.append(trainer._attention_block_length(inputs)) or views(inputs)
+    return blocks

@@ -6,27 +6,14 @@ import torch
 from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig
+from sft import sft_config
 
-from trl_diffusion import DiffusionSFTConfig, DiffusionSFTTrainer, MaskedView
+from trl_diffusion import DiffusionSFTTrainer, MaskedView
 from trl_diffusion.tasks import character_tokenizer
 
 
 def config(tmp_path, **kwargs):
-    settings = {
-        "output_dir": str(tmp_path),
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.05,
-        "max_steps": 3,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "fill_canvas": False,
-    }
-    return DiffusionSFTConfig(**{**settings, **kwargs})
+    return sft_config(tmp_path, **{"max_steps": 3, **kwargs})
 
 
 def rows(count=8):

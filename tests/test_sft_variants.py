@@ -312,13 +312,13 @@ def test_two_processes_equal_one(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("masking", ["block", "trace"])
 def test_a_resumed_run_equals_an_uninterrupted_one(family, masking, tokenizer, tmp_path):
-    settings = {"masking": masking, "max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
+    settings = {"masking": masking, "max_steps": 5, "save_steps": 3, "save_strategy": "steps"}
     if (family, masking) == ("llada", "block"):
         settings |= {"block_length": 3, "num_blocks": 2, "canvas_length": 6}
     whole = sft_trainer(random_model(family, tokenizer), tokenizer, tmp_path / "a", **settings)
     whole.train()
     again = sft_trainer(random_model(family, tokenizer, seed=1), tokenizer, tmp_path / "a", **settings)
-    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))  # in the second epoch
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
 

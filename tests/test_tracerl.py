@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_model
 from peft import LoraConfig
-from rl import generated_batch, rl_trainer
+from rl import generated_batch, rl_trainer, watch_blocks, watch_rollouts
 
 from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig
 from trl_diffusion.generation import trajectory_statistics
@@ -133,9 +133,7 @@ def off_policy(tokenizer, tmp_path, family="llada", dtype=torch.float32, trainer
 def test_old_log_probabilities_of_the_rollout_are_reused_where_the_replay_is_exact(tokenizer, tmp_path, family, cache):
     trainer = off_policy(tokenizer, tmp_path, family, cache=cache)
     calls = count_calls(trainer.model)
-    rollouts = []
-    keep = trainer._log_trajectories
-    trainer._log_trajectories = lambda mode, rollout: rollouts.append(rollout) or keep(mode, rollout)
+    rollouts = watch_rollouts(trainer)
     inputs = generated_batch(trainer)
     assert trainer._metrics["train"]["old_logprobs/from_rollout"] == [1.0]
     # Nothing but the rollout ran the model.
@@ -203,14 +201,11 @@ def test_the_schedule_sets_the_blocks_of_rollouts_and_training(tokenizer, tmp_pa
         save_strategy="steps",
         save_steps=1,
     )
-    seen = []
-    keep = trainer._log_trajectories
-    trainer._log_trajectories = lambda mode, r: seen.append([r.block_length]) or keep(mode, r)
-    views = trainer.draw_views
-    trainer.draw_views = lambda inputs: seen[-1].append(trainer._attention_block_length(inputs)) or views(inputs)
+    rollouts, blocks = watch_rollouts(trainer), watch_blocks(trainer)
     trainer.train()
-    assert [sorted(set(row[1:])) + row[:1] for row in seen] == [[2, 2], [4, 2], [4, 2], [4, 4]]
-    # 2-D: [training, rollout] of each step; a checkpoint says which blocks its weights were trained for.
+    assert [rollout.block_length for rollout in rollouts] == [2, 2, 2, 4]
+    assert blocks == [2, 4, 4, 4]
+    # A checkpoint says which blocks its weights were trained for.
     sizes = [
         json.loads((tmp_path / f"checkpoint-{step}" / "config.json").read_text())["block_size"] for step in (1, 2, 4)
     ]
@@ -247,9 +242,7 @@ def test_rollouts_are_trained_on_with_the_blocks_of_their_generation(tokenizer, 
         num_iterations=2,
         max_steps=4,
     )
-    used = []
-    views = trainer.draw_views
-    trainer.draw_views = lambda inputs: used.append(trainer._attention_block_length(inputs)) or views(inputs)
+    used = watch_blocks(trainer)
     trainer.train()
     assert used == [2, 2, 4, 4]
 
@@ -273,13 +266,11 @@ def test_a_second_training_begins_with_the_blocks_of_the_first(tokenizer, tmp_pa
         block_length_schedule={"1": 2},
         value_model="head",
     )
-    seen = []
-    keep = trainer._log_trajectories
-    trainer._log_trajectories = lambda mode, rollout: seen.append(rollout.block_length) or keep(mode, rollout)
+    rollouts = watch_rollouts(trainer)
     trainer.train()
     assert trainer.value.model.backbone.config.block_length == 2
     trainer.train()
-    assert seen == [4, 2, 4, 2]
+    assert [rollout.block_length for rollout in rollouts] == [4, 2, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -306,9 +297,7 @@ def test_trajectories_are_logged(family, tokenizer, tmp_path):
     trainer = rl_trainer(
         "tracerl", random_model(family, tokenizer), tokenizer, tmp_path, unmasking="threshold", threshold=0.7
     )
-    rollouts = []
-    keep = trainer._log_trajectories
-    trainer._log_trajectories = lambda mode, rollout: rollouts.append(rollout) or keep(mode, rollout)
+    rollouts = watch_rollouts(trainer)
     generated_batch(trainer)
     (rollout,) = rollouts
     block_causal = diffusion_model(trainer.model).attention == "block_causal"

@@ -310,11 +310,9 @@ def _in_other_layer(model: nn.Module, key: str) -> bool:
 
 
 class DiffusionModelWrapper(nn.Module):
-    """A module around a diffusion language model, which [`diffusion_model`] looks into."""
+    """A module around a diffusion language model, its `backbone`, which [`diffusion_model`] looks into."""
 
-    def get_base_model(self) -> DiffusionModelMixin:
-        """The model inside."""
-        raise NotImplementedError
+    backbone: DiffusionModelMixin
 
 
 def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
@@ -324,11 +322,10 @@ def diffusion_model(model: nn.Module) -> DiffusionModelMixin:
         TypeError: there is none.
     """
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    if isinstance(inner, DiffusionModelWrapper):
+        inner = inner.backbone
     # peft takes seconds to import, and a model can only be one of its own once something has imported it.
-    wrappers = (
-        (DiffusionModelWrapper, sys.modules["peft"].PeftModel) if "peft" in sys.modules else DiffusionModelWrapper
-    )
-    if isinstance(inner, wrappers):
+    elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
         inner = inner.get_base_model()
     if not isinstance(inner, DiffusionModelMixin):
         raise TypeError(

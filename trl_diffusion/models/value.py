@@ -129,9 +129,6 @@ class DiffusionValueModel(DiffusionModelWrapper):
         value_model.shared_names = {name for name, p in value_model.named_parameters() if id(p) in shared}
         return value_model
 
-    def get_base_model(self) -> DiffusionModelMixin:
-        return self.backbone
-
     def forward(self, *args, **kwargs):
         """The backbone's forward pass; its `logits` are values, one for each position asked for: (n, 1)."""
         return self.backbone(*args, **kwargs)
