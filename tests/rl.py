@@ -3,6 +3,7 @@
 
 """What the tests of the RL trainers share."""
 
+import torch
 from datasets import Dataset
 
 from trl_diffusion import DiffusionGRPOTrainer, TraceRLTrainer
@@ -79,3 +80,23 @@ def watch_blocks(trainer):
     blocks, views = [], trainer.draw_views
     trainer.draw_views = lambda inputs: blocks.append(trainer._attention_block_length(inputs)) or views(inputs)
     return blocks
+
+
+def saved_bytes(compute) -> int:
+    """Bytes that autograd holds at once, at most."""
+    held, peak = 0, 0
+
+    class Kept:
+        def __init__(self, tensor):
+            nonlocal held, peak
+            self.tensor = tensor
+            held += tensor.numel() * tensor.element_size()
+            peak = max(peak, held)
+
+        def __del__(self):
+            nonlocal held
+            held -= self.tensor.numel() * self.tensor.element_size()
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        compute()
+    return peak

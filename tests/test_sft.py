@@ -6,6 +6,7 @@ import torch
 from conftest import random_model
 from datasets import Dataset
 from peft import LoraConfig
+from rl import saved_bytes
 from sft import sft_config
 
 from trl_diffusion import DiffusionSFTTrainer, MaskedView
@@ -215,3 +216,26 @@ def test_packed_rows_are_refused(tokenizer, tmp_path):
     packed = Dataset.from_dict({"input_ids": [[3, 4, 5, 6]], "seq_lengths": [[2, 2]]})
     with pytest.raises(ValueError, match="seq_lengths.*several documents"):
         trainer(random_model("llada", tokenizer), tokenizer, tmp_path, dataset=packed)
+
+
+def test_saved_activations_do_not_grow_with_the_number_of_masks(family, tokenizer, tmp_path, monkeypatch):
+    def half(trainable, *args, **kwargs):
+        masked = trainable & (torch.arange(trainable.size(1)) % 2 == 0)
+        return MaskedView(masked, masked, torch.full(trainable.shape, 2.0))
+
+    monkeypatch.setattr("trl_diffusion.likelihood.sft_views.random_view", half)
+    peaks, views = [], []
+    for masks in (1, 8):
+        settings = config(tmp_path, num_masks=masks)
+        model = random_model(family, tokenizer)
+        sft = DiffusionSFTTrainer(model, settings, train_dataset=rows(), processing_class=tokenizer)
+        batch = sft.data_collator([sft.train_dataset[row] for row in range(4)])
+        sft.model.train()
+
+        def step(sft=sft, batch=batch):
+            sft.compute_loss(sft.model, batch).backward()
+
+        step()  # warm up
+        peaks.append(saved_bytes(step))
+        views.append(sft._metrics["train"]["views"][-1])
+    assert views == [1, 8] and peaks[1] <= 1.1 * peaks[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_model
 from peft import LoraConfig
-from rl import generated_batch, rl_trainer, watch_blocks, watch_rollouts
+from rl import generated_batch, rl_trainer, saved_bytes, watch_blocks, watch_rollouts
 
 from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig
 from trl_diffusion.generation import trajectory_statistics
@@ -62,26 +62,6 @@ def test_forward_passes_are_as_many_as_merged_steps(family, tokenizer, tmp_path,
     assert trainer._metrics["train"]["views"] == [wanted]
     if value_model:
         assert len(value_calls) == wanted
-
-
-def saved_bytes(compute) -> int:
-    """Bytes that autograd holds at once, at most."""
-    held, peak = 0, 0
-
-    class Kept:
-        def __init__(self, tensor):
-            nonlocal held, peak
-            self.tensor = tensor
-            held += tensor.numel() * tensor.element_size()
-            peak = max(peak, held)
-
-        def __del__(self):
-            nonlocal held
-            held -= self.tensor.numel() * self.tensor.element_size()
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        compute()
-    return peak
 
 
 @pytest.mark.parametrize("value_model", [None, "full"])
