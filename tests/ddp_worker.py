@@ -12,6 +12,7 @@ from typing import Any
 import conftest
 import torch
 from peft import LoraConfig
+from processes import leave
 from rl import rl_trainer, share_of_ones
 from transformers import Trainer, TrainerState
 
@@ -183,4 +184,4 @@ if __name__ == "__main__":
     results["error"] = error_of_mixed_rewards(str(out / "mixed"))
     if int(os.environ["RANK"]) == 0:
         torch.save(results, out / "results.pt")
-    torch.distributed.destroy_process_group()
+    leave()

@@ -8,6 +8,7 @@ import sys
 import conftest
 import torch
 from accelerate import PartialState
+from processes import leave
 from safetensors.torch import save_file
 from sft import recorded_rows, sft_trainer, text_rows
 
@@ -61,3 +62,4 @@ if __name__ == "__main__":
     assert PartialState().num_processes == 2
     if PartialState().is_main_process:
         save_file(found, out)
+    leave()

@@ -3,17 +3,12 @@
 
 """Two processes compute and learn what one does with the doubled batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from ddp_worker import CASES, train
+from processes import run_two_processes
 
 
-HERE = Path(__file__).parent
 # Not of the run: its clock. Not of the rows alone: means over micro-batches, which hold other rows together.
 TIMES = {"step_time"}
 CLIPPED = {f"clip_ratio/{where}_mean" for where in ("low", "high", "region")}
@@ -24,12 +19,7 @@ PER_MICRO_BATCH = {"views", "entropy", "value/loss", "value/clip_ratio"} | CLIPP
 def two_processes(tmp_path_factory):
     """Case → what two processes made of it: they are started once for all."""
     out = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    command += [str(HERE / "ddp_worker.py"), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-5000:]
+    run_two_processes("ddp_worker.py", out)
     return torch.load(out / "results.pt", weights_only=False)
 
 

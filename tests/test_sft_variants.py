@@ -3,14 +3,10 @@
 
 """The variants of supervised training: losses and gradients against slow loops, the optimizer step, evaluation."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import random_model
+from processes import run_two_processes
 from safetensors.torch import load_file
 from sft import recorded_rows, sft_trainer, text_rows
 from sft_worker import FAMILIES, NORMALIZATIONS, train
@@ -19,7 +15,6 @@ import trl_diffusion.likelihood.sft_views as sft_views
 from trl_diffusion.likelihood import MaskedView
 
 
-HERE = Path(__file__).parent
 ROWS = ([4, 10], [3, 3], [2, 6])  # tokens of prompt and completion, EOS included
 # The families that say what the others do: full attention, shifted logits, block-causal attention.
 KINDS = ("llada", "dream", "sdar")
@@ -292,12 +287,7 @@ def test_accumulated_micro_batches_equal_one_batch(family, normalization, tokeni
 
 def test_two_processes_equal_one(tokenizer, tmp_path):
     out = tmp_path / "ddp.safetensors"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    command += [str(HERE / "sft_worker.py"), str(tmp_path / "ddp"), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_two_processes("sft_worker.py", tmp_path / "ddp", out)
     found = load_file(out)
     for family in FAMILIES:
         start = dict(random_model(family, tokenizer).named_parameters())
