@@ -6,10 +6,10 @@
 import torch
 from datasets import Dataset
 
-from trl_diffusion import DiffusionGRPOTrainer, TraceRLTrainer
+from trl_diffusion import BGPOTrainer, DiffusionGRPOTrainer, TraceRLTrainer
 
 
-TRAINERS = {"grpo": DiffusionGRPOTrainer, "tracerl": TraceRLTrainer}
+TRAINERS = {"bgpo": BGPOTrainer, "grpo": DiffusionGRPOTrainer, "tracerl": TraceRLTrainer}
 
 
 def prompts(count=8):

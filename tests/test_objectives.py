@@ -68,9 +68,3 @@ def test_every_loss_type_averages_as_it_says():
         # Two equal micro-batches accumulated give the same loss; the generation batch holds both.
         found = total_loss(loss_type, [mask] * 2, [views] * 2, [value] * 2, 10, 2, 2)
         assert found == pytest.approx(wanted.item(), rel=1e-5), loss_type
-
-
-def test_a_views_own_weight_is_multiplied_in():
-    target = torch.tensor([[True, False, True]])
-    view = MaskedView(target, target, torch.tensor([[2.0, 5.0, 3.0]]))
-    assert token_weights("bnpo", view, target).tolist() == [[2.0, 0.0, 3.0]]

@@ -14,10 +14,13 @@ from test_replay import slow_logprobs, visibility
 from trl_diffusion.models import diffusion_model
 
 
-def slow_row(model, inputs, row, temperature, block_length):
+def slow_row(model, inputs, row, temperature, block_length, prompt_masked=None):
     """Log-probability of each completion token of one row, with graph, by the definition in float64: all of its block
-    (full attention: of the canvas) is masked, and so is what comes after."""
-    prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
+    (full attention: of the canvas) is masked, and so is what comes after, and some of the prompt."""
+    prompt = inputs["prompt_ids"][row].clone()
+    if prompt_masked is not None:
+        prompt[prompt_masked[row]] = model.mask_token_id
+    prompt = prompt[inputs["prompt_mask"][row].bool()]
     canvas = inputs["completion_ids"][row]
     found = {}
     for position in inputs["completion_mask"][row].nonzero().flatten().tolist():
@@ -36,11 +39,18 @@ def slow_row(model, inputs, row, temperature, block_length):
     return found
 
 
-@pytest.mark.parametrize("loss_type", ["step", "grpo"])
-def test_loss_and_gradient_of_diffu_grpo_equal_a_slow_loop(family, tokenizer, tmp_path, loss_type):
+@pytest.mark.parametrize("loss_type, share", [("step", 0.0), ("grpo", 0.5)])
+def test_loss_and_gradient_of_diffu_grpo_equal_a_slow_loop(family, tokenizer, tmp_path, loss_type, share):
     model = random_model(family, tokenizer).double()
-    trainer = rl_trainer("grpo", model, tokenizer, tmp_path, loss_type=loss_type)
+    settings = {"loss_type": loss_type, "prompt_mask_probability": share}
+    trainer = rl_trainer("grpo", model, tokenizer, tmp_path, **settings)
     inputs = generated_batch(trainer)
+    prompt_masked = trainer.draw_views(inputs)[0].prompt_masked
+    if share:
+        assert 0 < prompt_masked.sum() < inputs["prompt_mask"].sum()
+        assert not (prompt_masked & ~inputs["prompt_mask"].bool()).any()
+    else:
+        assert prompt_masked is None
     torch.manual_seed(4)
     inputs["old_per_token_logps"] = torch.randn(inputs["completion_ids"].shape) * 0.3 - 1.5
     inputs["advantages"] = torch.randn(len(inputs["completion_ids"]))
@@ -54,7 +64,7 @@ def test_loss_and_gradient_of_diffu_grpo_equal_a_slow_loop(family, tokenizer, tm
     total = 0.0
     batch_size = len(inputs["completion_ids"])
     for row in range(batch_size):
-        tokens = slow_row(model, inputs, row, trainer.temperature, 4)
+        tokens = slow_row(model, inputs, row, trainer.temperature, 4, prompt_masked)
         for position, log_prob in tokens.items():
             advantage = inputs["advantages"][row].double()
             ratio = torch.exp(log_prob - inputs["old_per_token_logps"][row, position].double())

@@ -24,6 +24,8 @@ _LAZY = {
     "DiffusionSFTTrainer": "trainer",
     "DiffusionGRPOConfig": "trainer",
     "DiffusionGRPOTrainer": "trainer",
+    "BGPOConfig": "trainer",
+    "BGPOTrainer": "trainer",
     "TraceRLConfig": "trainer",
     "TraceRLTrainer": "trainer",
 }

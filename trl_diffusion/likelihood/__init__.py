@@ -4,12 +4,15 @@
 """Likelihoods as sets of masked views: draw, score, combine. And returns along a trajectory."""
 
 from .advantages import on_last_step, stepwise_gae
+from .monte_carlo import coupled_views, elbo_views, view_noise
 from .scoring import (
     ViewScores,
+    backward_by_sum,
     backward_by_view,
     even_views,
     score_view,
     score_views,
+    terms_of_sum,
     value_view,
     value_views,
     view_logits,
@@ -30,10 +33,13 @@ from .views import (
 __all__ = [
     "MaskedView",
     "ViewScores",
+    "backward_by_sum",
     "backward_by_view",
     "block_trace_masks",
     "canvas_blocks",
     "canvas_views",
+    "coupled_views",
+    "elbo_views",
     "even_views",
     "fully_masked_view",
     "merge_steps",
@@ -45,9 +51,11 @@ __all__ = [
     "stack_views",
     "step_rank",
     "stepwise_gae",
+    "terms_of_sum",
     "trace_masks",
     "trace_views",
     "value_view",
     "value_views",
     "view_logits",
+    "view_noise",
 ]

@@ -69,6 +69,8 @@ def view_logits(
         canvas_mask = canvas_mask * view.visible
     valid = torch.cat([prompt_mask.long(), canvas_mask], dim=1)  # (B, P + C)
     masked_canvas = canvas_ids.masked_fill(view.masked, family.mask_token_id)
+    if view.prompt_masked is not None:
+        prompt_ids = prompt_ids.masked_fill(view.prompt_masked, family.mask_token_id)
     if family.attention == "full":
         ids = torch.cat([prompt_ids, masked_canvas], dim=1)
         kwargs = {"attention_mask": valid.bool()}
@@ -101,16 +103,19 @@ def score_view(
     view: MaskedView,
     temperature: float = 1.0,
     block_length: int | None = None,
+    exclude_mask: bool = True,
 ) -> ViewScores:
     """Log-probabilities of a view's targets under the distribution that generation draws from.
 
-    Arguments as in [`view_logits`]; `temperature` divides the logits, and the mask token is excluded.
+    Arguments as in [`view_logits`]; `temperature` divides the logits, and the mask token is excluded, unless
+    `exclude_mask=False` (the ELBO is that of the model, over its whole vocabulary).
 
     Returns:
         [`ViewScores`].
     """
     logits = view_logits(model, prompt_ids, prompt_mask, canvas_ids, view, block_length=block_length)
-    log_probs = token_distribution(logits, diffusion_model(model).mask_token_id, temperature)  # (n, V)
+    excluded = diffusion_model(model).mask_token_id if exclude_mask else -1
+    log_probs = token_distribution(logits, excluded, temperature)  # (n, V)
     chosen = log_probs.gather(1, canvas_ids[view.target][:, None]).squeeze(1)
     with torch.no_grad():
         # The excluded mask token has p = 0 and log p = −inf; its term is 0.
@@ -123,12 +128,13 @@ def score_view(
 
 @torch.no_grad()
 def score_views(model: nn.Module, prompt_ids, prompt_mask, canvas_ids, views: Iterable[MaskedView], **kwargs):
-    """Sum of the log-probabilities over views, without gradient: (B, C).
+    """Sum of the log-probabilities over views, weighted where the views have weights, without gradient: (B, C).
 
     For views whose targets are disjoint (a replayed trace) that is each token's log-probability. There must be a view
     at least. Arguments as in [`score_view`].
     """
-    return _sum(score_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs).logprobs for view in views)
+    scored = ((score_view(model, prompt_ids, prompt_mask, canvas_ids, view, **kwargs), view) for view in views)
+    return _sum(scores.logprobs if view.weight is None else scores.logprobs * view.weight for scores, view in scored)
 
 
 def value_view(
@@ -223,3 +229,56 @@ def backward_by_view(
                 accelerator.gradient_state._set_sync_gradients(synchronising)
         total = total + loss.detach()
     return view_losses[-1]() + total
+
+
+def terms_of_sum(
+    view_scores: Iterable[Callable[[], torch.Tensor]],
+    objective: Callable[[torch.Tensor], torch.Tensor],
+    accelerator: Accelerator,
+    total: torch.Tensor | None = None,
+) -> tuple[list[Callable[[], torch.Tensor]], torch.Tensor]:
+    """Any function of a sum over views, f(Σ_k s_k), in terms that can be back-propagated one at a time.
+
+    f(Σ_k s_k) does not come apart, but its gradient does: ∇f = f′(Σ_k s_k) · Σ_k ∇s_k. A first pass without graph
+    gives the sum, and f′ at it; term k then is f′ · s_k with its value taken off, for [`backward_by_view`]. The price
+    is a forward pass per view without gradient. The first pass leaves the random numbers as they were, so that
+    dropout drops the same in the second.
+
+    Args:
+        view_scores (`Iterable[Callable[[], torch.Tensor]]`):
+            Functions that compute one s_k each, of any one shape.
+        objective (`Callable[[torch.Tensor], torch.Tensor]`):
+            f, a scalar.
+        accelerator ([`~accelerate.Accelerator`]):
+            Knows the device.
+        total (`torch.Tensor`, *optional*):
+            The sum where it is known, or where f′ does not depend on it: the first pass is then left out.
+
+    Returns:
+        The terms, whose values are 0, and f, a scalar without graph.
+    """
+    view_scores = list(view_scores)
+    if total is None:
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            total = _sum(score() for score in view_scores)
+    total = total.detach().requires_grad_()
+    with torch.enable_grad():
+        value = objective(total)
+        (derivative,) = torch.autograd.grad(value, total)
+
+    def term(score: Callable[[], torch.Tensor]) -> torch.Tensor:
+        part = score()
+        return (derivative * (part - part.detach())).sum()
+
+    return [lambda score=score: term(score) for score in view_scores], value.detach()
+
+
+def backward_by_sum(view_scores, objective, model: nn.Module, accelerator: Accelerator, total=None) -> torch.Tensor:
+    """Back-propagate f(Σ_k s_k) at the memory of one view: [`terms_of_sum`], and [`backward_by_view`] of them.
+
+    Returns:
+        `torch.Tensor`, a scalar: f, with the graph of the last view.
+    """
+    terms, value = terms_of_sum(view_scores, objective, accelerator, total)
+    return backward_by_view(terms, model, accelerator) + value if torch.is_grad_enabled() else value

@@ -24,6 +24,8 @@ class MaskedView:
             block-causal model joins steps of several blocks, and its groups are the blocks.
         visible (`torch.BoolTensor` of shape (B, C), *optional*):
             Positions that exist in this copy; the others are not attended to. `None`: all of them.
+        prompt_masked (`torch.BoolTensor` of shape (B, P), *optional*):
+            Positions of the prompt replaced by [MASK]. `None`: none.
     """
 
     masked: torch.Tensor
@@ -31,6 +33,7 @@ class MaskedView:
     weight: torch.Tensor | None = None
     group: torch.Tensor | None = None
     visible: torch.Tensor | None = None
+    prompt_masked: torch.Tensor | None = None
 
 
 def step_rank(unmask_step: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:

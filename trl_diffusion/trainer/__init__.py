@@ -3,6 +3,8 @@
 
 """Trainers in TRL's style."""
 
+from .bgpo_config import BGPOConfig
+from .bgpo_trainer import BGPOTrainer
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .diffusion_grpo_trainer import DiffusionGRPOTrainer
 from .diffusion_sft_config import DiffusionSFTConfig
@@ -12,6 +14,8 @@ from .tracerl_trainer import TraceRLTrainer
 
 
 __all__ = [
+    "BGPOConfig",
+    "BGPOTrainer",
     "DiffusionGRPOConfig",
     "DiffusionGRPOTrainer",
     "DiffusionSFTConfig",

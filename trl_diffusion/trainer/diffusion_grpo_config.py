@@ -5,13 +5,17 @@
 
 from dataclasses import dataclass, field
 
+from transformers.utils import logging
 from trl import GRPOConfig
 
 from ..generation import DiffusionGenerationConfig
 from ..generation.unmasking import RULES
 from .checks import reject
+from .likelihoods import LIKELIHOODS
 from .objectives import KL_ESTIMATORS
 
+
+logger = logging.get_logger(__name__)
 
 # GRPOConfig fields that next-token prediction, or an engine that cannot denoise, gives their meaning.
 _UNSUPPORTED = {
@@ -77,6 +81,12 @@ class DiffusionGRPOConfig(GRPOConfig):
 
         > Parameters that control the loss
 
+        likelihood (`str`, *optional*, defaults to `"fully_masked"`):
+            The masked views that tokens are scored in: `"fully_masked"`, `"coupled"`, `"random_mask"`, `"trace"` or
+            `"autoregressive"`; see [`DiffusionGRPOTrainer`].
+        prompt_mask_probability (`float`, *optional*):
+            With `likelihood="fully_masked"`: share of the prompt's tokens that are masked too. Defaults to d1's 0.15
+            there, and to 0 with other likelihoods.
         loss_type (`str`, *optional*, defaults to `"grpo"`):
             How the tokens' losses are averaged. `"grpo"`: per completion, then over completions. `"bnpo"`: over the
             tokens of the batch. `"dr_grpo"`: divided by the canvas. `"dapo"`: over the tokens of all processes and
@@ -107,6 +117,14 @@ class DiffusionGRPOConfig(GRPOConfig):
     > for a diffusion model are refused when set (vLLM, continuous batching, `min_p`, `repetition_penalty`, …).
     """
 
+    likelihood: str = field(
+        default="fully_masked",
+        metadata={"help": f"The masked views that tokens are scored in: {', '.join(LIKELIHOODS)}."},
+    )
+    prompt_mask_probability: float | None = field(
+        default=None,
+        metadata={"help": "Share of the prompt that likelihood='fully_masked' masks; None: 0.15 with it, else 0."},
+    )
     loss_type: str = field(
         default="grpo",
         metadata={"help": "How the tokens' losses are averaged: 'step', 'grpo', 'bnpo', 'dr_grpo' or 'dapo'."},
@@ -169,6 +187,7 @@ class DiffusionGRPOConfig(GRPOConfig):
         super().__post_init__()
         if self.loss_type not in _LOSS_TYPES:
             raise ValueError(f"loss_type={self.loss_type!r} must be one of {', '.join(_LOSS_TYPES)}.")
+        self._check_likelihood()
         if self.temperature <= 0:
             raise ValueError(
                 f"temperature={self.temperature} must be positive: at 0 all completions of a group are the same, and "
@@ -191,6 +210,28 @@ class DiffusionGRPOConfig(GRPOConfig):
         self._check_difficulty()
         # Now, not at the first rollout, or at the first checkpoint.
         self.diffusion_generation_config().check_saveable()
+
+    # What `likelihood` may be.
+    _likelihoods = LIKELIHOODS
+
+    def _check_likelihood(self):
+        if self.likelihood not in self._likelihoods:
+            raise ValueError(f"likelihood={self.likelihood!r} must be one of {', '.join(self._likelihoods)}.")
+        masks_prompt = self.likelihood == "fully_masked"
+        if self.prompt_mask_probability is None:
+            self.prompt_mask_probability = 0.15 if masks_prompt else 0.0
+        share = self.prompt_mask_probability
+        if not 0 <= share < 1:
+            raise ValueError(f"prompt_mask_probability={share} must lie in [0, 1).")
+        if share > 0 and not masks_prompt:
+            raise ValueError(
+                f"prompt_mask_probability={share} has no effect with likelihood={self.likelihood!r}. Leave it out."
+            )
+        if self.likelihood == "autoregressive" and self.unmasking != "sequential":
+            logger.warning(
+                f"likelihood='autoregressive' is that of left-to-right sampling, and unmasking={self.unmasking!r} "
+                "writes in another order. Set unmasking='sequential'."
+            )
 
     def _check_difficulty(self):
         if self.difficulty_range is None:

@@ -4,7 +4,6 @@
 """Group-relative policy optimisation of diffusion language models: the base of the RL trainers."""
 
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..generation import Rollout
 from ..generation.checks import check_settings
-from ..likelihood import MaskedView, backward_by_view, even_views, fully_masked_view, score_view, score_views
+from ..likelihood import MaskedView, ViewScores, backward_by_sum, backward_by_view, score_view
 from ..models import diffusion_model
 from .card import DiffusionCardMixin
 from .checks import (
@@ -27,6 +26,7 @@ from .checks import (
 )
 from .diffusion_grpo_config import DiffusionGRPOConfig
 from .group_rewards import GroupRewardsMixin
+from .likelihoods import METHODS, LikelihoodMixin
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
 from .resume import ResumableRolloutsMixin
 from .rollouts import RolloutMixin
@@ -35,16 +35,32 @@ from .rollouts import RolloutMixin
 logger = logging.get_logger(__name__)
 
 
-class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMixin, GroupRewardsMixin, GRPOTrainer):
+class DiffusionGRPOTrainer(
+    DiffusionCardMixin, ResumableRolloutsMixin, RolloutMixin, LikelihoodMixin, GroupRewardsMixin, GRPOTrainer
+):
     """
     TRL's [`~trl.GRPOTrainer`] for masked diffusion language models, and the base of the other RL trainers. Prompts,
     rewards, groups, advantages, logging and the Hub are TRL's. The changes are:
 
     - a completion is a canvas filled by denoising (`model.generate`), with a seed of its own for every row;
-    - the likelihood is a set of masked views ([`draw_views`]), here the one-step mean-field view of diffu-GRPO (d1,
-      arXiv 2504.12216): all of the canvas masked, its tokens scored in one forward pass;
+    - the likelihood is a set of masked views ([`draw_views`]), chosen by the config's `likelihood`;
     - the loss is summed over views and back-propagated view by view, at the memory of one view;
     - tokens behind the first EOS stay in attention, since the others were drawn in their sight, and out of the loss.
+
+    `likelihood`, and what it costs in forward passes:
+
+    - `"fully_masked"` (1): tokens are scored in the fully masked canvas, behind a prompt of which 15 % is masked too:
+      diffu-GRPO (d1, arXiv 2504.12216);
+    - `"coupled"` (3): there, and in one of two complementary masks, and the mean is taken: coupled-GRPO (DiffuCoder,
+      arXiv 2506.20639);
+    - `"random_mask"` (1): a uniformly drawn share of the completion is masked and scored, the rest is not: UniGRPO
+      (MMaDA, arXiv 2505.15809);
+    - `"trace"` (one per step): in the state in which the sampler drew the token (TraceRL, arXiv 2509.06949);
+    - `"autoregressive"` (one per token): with everything in front of it clean and everything behind it masked, the
+      exact likelihood of left-to-right sampling, `unmasking="sequential"`: JustGRPO (arXiv 2601.15165).
+
+    The masks of a rollout are drawn once, from a seed of each row: several updates, the old and the reference policy
+    see the same ones. (In d1 and MMaDA each update of a rollout has masks of its own, and old scores for each.)
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -106,6 +122,9 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
             raise TypeError(
                 f"args is a {type(args).__name__}; {type(self).__name__} takes a {self._config_class.__name__}."
             )
+        method = METHODS.get(args.likelihood) if self._config_class is DiffusionGRPOConfig else None
+        if method is not None:
+            self._name, self._tag_names, self._paper = method["name"], method["tags"], method["paper"]
         check_model_source(model, args)
         check_peft_config(kwargs.get("peft_config"))
         check_dataset(train_dataset, "train_dataset", "prompt")
@@ -184,6 +203,7 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
         output["completion_ids"] = rollout.canvas_ids
         output["completion_mask"] = rollout.completion_mask * kept_rows[:, None]
         output["unmask_step"] = rollout.unmask_step
+        output["view_seed"] = self._view_seeds(output["completion_ids"].device)
         if lengths.training is not None:
             output["block_length"] = torch.tensor(lengths.training)
         for placeholder in ("old_per_token_logps", "ref_per_token_logps"):
@@ -194,99 +214,38 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
         if mode == "train":
             self._set_advantages(output)
             if self._is_off_policy:
-                output["old_per_token_logps"] = self._old_logprobs(output, rollout)
+                self._add_old_scores(output, rollout)
         if self.beta != 0.0:
             if self.ref_model is not None:
-                output["ref_per_token_logps"] = self._score(self.ref_model, output)
+                self._add_reference_scores(self.ref_model, output)
             else:
                 model = self.accelerator.unwrap_model(self.model)
                 with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    output["ref_per_token_logps"] = self._score(self.model, output)
+                    self._add_reference_scores(self.model, output)
         return output
 
     def _set_advantages(self, output: dict[str, torch.Tensor]):
         """Turn `advantages`, TRL's group-normalised outcomes (B,), into those of tokens where they differ, (B, C)."""
 
-    def _old_logprobs(self, output: dict[str, torch.Tensor], rollout: Rollout) -> torch.Tensor:
-        """Log-probabilities of the policy before the updates, (B, C): the rollout's own where a scorer would find the
-        same, else computed."""
-        obstacle = self._why_not_replayed(output, rollout)
+    def _add_old_scores(self, output: dict[str, torch.Tensor], rollout: Rollout):
+        """What the loss needs to know of the policy before the updates."""
+        output["old_per_token_logps"] = self._old_logprobs(output, rollout)
+
+    def _add_reference_scores(self, model: torch.nn.Module, output: dict[str, torch.Tensor]):
+        """What the loss needs to know of the reference policy."""
+        output["ref_per_token_logps"] = self._score(model, output)
+
+    def _report_old_source(self, obstacle: str | None):
+        """Log once where old log-probabilities come from: the rollouts, or for which reason not."""
         message = f"computed anew: {obstacle}" if obstacle else "taken from the rollouts, which the views replay"
         if message not in self._reported_sources:
             self._reported_sources.add(message)
             logger.info(f"Old log-probabilities are {message}.")
         self._metrics["train"]["old_logprobs/from_rollout"].append(float(obstacle is None))
-        if obstacle is None:
-            return rollout.logprobs * output["completion_mask"]
-        return self._score(self.model, output)
-
-    def _why_not_replayed(self, output: dict[str, torch.Tensor], rollout: Rollout) -> str | None:
-        """Why the views do not find the log-probabilities that tokens were drawn with; `None` where they do."""
-        return "the views are not the states in which the tokens were drawn"
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         # TRL asks for causal log-probabilities here. They are replaced after the rollout's canvas is known.
         return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
-
-    # Likelihood
-
-    def draw_views(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
-        """The masked views whose scores are the likelihood of a batch of completions.
-
-        Args:
-            inputs (`dict[str, torch.Tensor]`):
-                `completion_ids`, `completion_mask`, `unmask_step`: (B, C); `prompt_ids`, `prompt_mask`: (B, P).
-
-        Returns:
-            `list[MaskedView]`, the same for the old, the current and the reference policy. Each completion token is
-            the target of one view at most.
-        """
-        return [fully_masked_view(inputs["completion_mask"].bool())]
-
-    def _score(self, model, output: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities of a generation batch under a model, (B, C)."""
-
-        def score(chunk, views):
-            return score_views(
-                model, *self._rows(chunk), views, temperature=self.temperature, **self._block_kwargs(chunk)
-            )
-
-        return self._over_chunks(score, output)
-
-    @torch.no_grad()
-    def _over_chunks(self, score: Callable, output: dict[str, torch.Tensor]) -> torch.Tensor:
-        """`score(chunk, views)` of a generation batch, in chunks of the training batch size."""
-        self_training = self.model.training
-        size = self.args.per_device_train_batch_size if self_training else self.args.per_device_eval_batch_size
-        keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "unmask_step")
-        scores = []
-        for start in range(0, len(output["completion_ids"]), size):
-            chunk = {key: output[key][start : start + size] for key in keys}
-            if "block_length" in output:
-                chunk["block_length"] = output["block_length"]
-            views = self._views_of(chunk)
-            with self.compute_loss_context_manager():
-                scores.append(score(chunk, views))
-        return torch.cat(scores)
-
-    @staticmethod
-    def _rows(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"]
-
-    def _block_kwargs(self, inputs: dict[str, torch.Tensor]) -> dict[str, int | None]:
-        return {"block_length": self._attention_block_length(inputs)}
-
-    def _attention_block_length(self, inputs: dict[str, torch.Tensor]) -> int | None:
-        """Block of the policy's attention, which every model is scored with; `None` for full attention."""
-        family = diffusion_model(self.model)
-        if family.attention == "full":
-            return None
-        return int(inputs["block_length"]) if "block_length" in inputs else family.block_length
-
-    def _views_of(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
-        """The views of a batch, as many on every process, and at least one: forward passes may be collective."""
-        nothing = torch.zeros_like(inputs["completion_mask"], dtype=torch.bool)
-        return even_views(self.draw_views(inputs) or [MaskedView(nothing, nothing)], self.accelerator)
 
     # Loss
 
@@ -296,22 +255,29 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
         views = self._views_of(inputs)
         advantages = inputs["advantages"]
         advantages = advantages[:, None] if advantages.ndim == 1 else advantages  # (B, 1) or (B, C)
-        normalizer = self._normalizer(self.args.loss_type, inputs, mode)
-        totals: dict[str, torch.Tensor] = {"tokens": torch.zeros((), device=mask.device)}
+        if self.args.likelihood == "random_mask":
+            mask = views[0].target  # means are over the tokens that are scored
+        normalizer = self._normalizer(self.args.loss_type, {**inputs, "completion_mask": mask}, mode)
+        totals: dict[str, torch.Tensor] = {}
 
-        def view_loss(view: MaskedView) -> torch.Tensor:
+        def score(view: MaskedView) -> ViewScores:
             scores = score_view(
                 model, *self._rows(inputs), view, temperature=self.temperature, **self._block_kwargs(inputs)
             )
+            add_means(totals, {"entropy": scores.entropies}, view.target)
+            return scores
+
+        def token_loss(logprobs: torch.Tensor, view: MaskedView) -> torch.Tensor:
+            """The loss of a view's targets, from their log-probabilities, (B, C)."""
             # Off target the score is 0 and the old one that of another view: their ratio could overflow to a NaN. And
             # without old log-probabilities the policy is the one that generated: the ratio is 1, its gradient is not.
-            current = scores.logprobs.detach()
+            current = logprobs.detach()
             old = inputs.get("old_per_token_logps", current).where(view.target, current)
             ref = old
             if self.args.kl_reference == "frozen":
                 ref = inputs.get("ref_per_token_logps", current).where(view.target, current)
-            token_loss, metrics = clipped_token_loss(
-                scores.logprobs,
+            loss, metrics = clipped_token_loss(
+                logprobs,
                 old,
                 advantages,
                 epsilon_low=self.epsilon_low,
@@ -323,15 +289,21 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
                 kl_estimator=self.args.kl_estimator,
                 log_ratio_clamp=self.args.log_ratio_clamp,
             )
-            metrics["entropy"] = scores.entropies
-            totals["tokens"] += view.target.sum()
-            for name, values in metrics.items():
-                totals[name] = totals.get(name, 0.0) + (values.detach() * view.target).sum()
+            add_means(totals, metrics, view.target)
             weights = token_weights(self.args.loss_type, view, mask)  # (B, C), 0 off target
-            return (token_loss * weights).sum() / normalizer
+            return (loss * weights).sum() / normalizer
 
-        loss = backward_by_view([lambda view=view: view_loss(view) for view in views], model, self.accelerator)
-        self._log_token_means(mode, totals)
+        if self._scores_tokens_once:
+            losses = [lambda view=view: token_loss(score(view).logprobs, view) for view in views]
+            loss = backward_by_view(losses, model, self.accelerator)
+        else:
+            # A token's log-probability is a sum over views, of which the clipped ratio is no sum.
+            scores = [lambda view=view: score(view).logprobs * view.weight for view in views]
+            once = self.args.beta == 0.0 and "old_per_token_logps" not in inputs  # the ratio is 1 whatever the sum
+            total = torch.zeros_like(mask, dtype=torch.float32) if once else None
+            whole = MaskedView(mask, mask)
+            loss = backward_by_sum(scores, lambda total: token_loss(total, whole), model, self.accelerator, total)
+        self._log_means(mode, totals)
         self._metrics[mode]["views"].append(float(len(views)))
         return loss
 
@@ -346,11 +318,27 @@ class DiffusionGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
 
     # Metrics
 
-    def _log_token_means(self, mode: str, totals: dict[str, torch.Tensor]):
-        """Means over the scored tokens of all processes."""
+    def _means(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The means of [`add_means`] over all processes."""
         names = sorted(totals)
-        values = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), reduction="sum")
-        sums = dict(zip(names, values.tolist(), strict=True))
-        tokens = max(sums.pop("tokens"), 1.0)
-        for name, total in sums.items():
-            self._metrics[mode][name].append(total / tokens)
+        sums = self.accelerator.reduce(torch.stack([totals[name] for name in names]), reduction="sum").tolist()
+        return {name: total / max(count, 1.0) for name, (total, count) in zip(names, sums, strict=True)}
+
+    def _log_means(self, mode: str, totals: dict[str, torch.Tensor]):
+        for name, mean in self._means(totals).items():
+            self._metrics[mode][name].append(mean)
+
+
+def add_means(totals: dict[str, torch.Tensor], values: dict[str, torch.Tensor], chosen: torch.Tensor):
+    """Collect means over chosen entries: adds their sum and number to `totals`, (2,) for each name.
+
+    Args:
+        totals (`dict[str, torch.FloatTensor]`):
+            Changed in place.
+        values (`dict[str, torch.Tensor]`), chosen (`torch.BoolTensor`):
+            Of the same shape.
+    """
+    for name, value in values.items():
+        # Not a product, of which a NaN outside would be left.
+        kept = value.detach().float().masked_fill(~chosen, 0.0)
+        totals[name] = totals.get(name, 0.0) + torch.stack([kept.sum(), chosen.sum().float()])

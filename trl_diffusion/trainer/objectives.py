@@ -78,6 +78,65 @@ def clipped_token_loss(
     return loss, metrics
 
 
+def clipped_gain(
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    epsilon_low: float | None = None,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """ρA of whole completions, with PPO's clip and the dual clip (arXiv 1912.09729) where they are asked for.
+
+        min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A),   and at least δA where A < 0
+
+    Args:
+        ratio, advantages (`torch.FloatTensor` of shape (B,)):
+            ρ and A.
+        epsilon_low, epsilon_high (`float`, *optional*):
+            Clip range; `None`: no clip.
+        delta (`float`, *optional*):
+            δ > 1. `None`: no dual clip.
+
+    Returns:
+        The gain (B,), to be maximised, and metrics of the completions (B,): `clip_ratio/low_mean`,
+        `clip_ratio/high_mean`, `clip_ratio/region_mean`, where something is clipped.
+    """
+    gain, metrics = ratio * advantages, {}
+    if epsilon_low is not None:
+        gain = torch.min(gain, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantages)
+    if delta is not None:
+        gain = torch.where(advantages < 0, torch.max(gain, delta * advantages), gain)
+    if epsilon_low is not None or delta is not None:
+        nothing = torch.zeros_like(ratio, dtype=torch.bool)
+        low = nothing if epsilon_low is None else (ratio < 1 - epsilon_low) & (advantages < 0)
+        high = nothing if epsilon_low is None else (ratio > 1 + epsilon_high) & (advantages > 0)
+        high = high if delta is None else high | (ratio > delta) & (advantages < 0)
+        metrics = {"clip_ratio/low_mean": low.float(), "clip_ratio/high_mean": high.float()}
+        metrics["clip_ratio/region_mean"] = (low | high).float()
+    return gain, metrics
+
+
+def bound_ratio(differences: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """What stands in the place of the ratio in BGPO's linear lower bound (arXiv 2510.11683, section 3).
+
+        A ≥ 0:  1 + d_j      since e^δ ≥ 1 + δ
+        A < 0:  e^{d_j}      since exp(mean d) ≤ mean exp(d) (Jensen), and A < 0 turns it round
+
+    so that the mean over j of it, times A, is at most exp(mean d) · A, and equal to it in value and gradient where all
+    d_j are 0.
+
+    Args:
+        differences, advantages (`torch.FloatTensor` of shape (B,)):
+            d_j = ℓ_θ(y_{t_j}) − ℓ_old(y_{t_j}), on the same masked copy, and A.
+
+    Returns:
+        `torch.FloatTensor` of shape (B,).
+    """
+    # The exponential of the others could overflow, and its gradient, 0 · ∞, is a NaN.
+    exponential = torch.exp(differences.masked_fill(advantages >= 0, 0.0))
+    return torch.where(advantages >= 0, 1 + differences, exponential)
+
+
 def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, epsilon: float = 0.2
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -109,7 +168,7 @@ def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch
             telling the steps of different blocks apart. `"grpo"`: 1/|o|, the
             mean over a row's completion. `"bnpo"`, `"dr_grpo"`, `"dapo"`: 1.
         view ([`MaskedView`]):
-            Its `weight`, if any, is multiplied in.
+            Its `target` and `group`.
         mask (`torch.BoolTensor` of shape (B, C)):
             Tokens of the completions.
 
@@ -123,7 +182,7 @@ def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch
         weights = weights / sizes.gather(1, group).clamp(min=1)
     elif loss_type == "grpo":
         weights = weights / mask.float().sum(dim=1, keepdim=True).clamp(min=1)
-    return weights if view.weight is None else weights * view.weight
+    return weights
 
 
 def loss_normalizer(

@@ -19,6 +19,7 @@ class RolloutMixin:
     row. The last [`Rollout`] waits in `_rollout` until TRL has scored its completions."""
 
     _rollout: Rollout | None = None
+    _rollout_seeds: list[int] | None = None
     _num_eval_batches = 0
     # Of the rollouts that are trained on.
     _current_block_lengths: BlockLengths | None = None
@@ -80,6 +81,10 @@ class RolloutMixin:
             for row in range(num_rows)
         ]
 
+    def _view_seeds(self, device: torch.device) -> torch.Tensor:
+        """The seeds of the last rollout's rows, from which whatever its views draw comes: (B,), int64, 63 bits."""
+        return torch.tensor([seed >> 1 for seed in self._rollout_seeds], device=device)
+
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         """Denoise one completion per prompt; keeps the [`Rollout`] on `self` and returns the ids cut after EOS."""
         if not all(prompt_ids):
@@ -92,11 +97,12 @@ class RolloutMixin:
         block_length = self._block_lengths().rollout
         if block_length == diffusion_model(self.model).block_length:
             block_length = None  # the model's own, which may be longer than the canvas
+        self._rollout_seeds = self._row_seeds(len(prompt_ids))
         config = self.args.diffusion_generation_config(
             block_length=block_length,
             eos_token_id=[token for token in self.eos_token_ids if token is not None],
             pad_token_id=self._tokenizer.pad_token_id,
-            seed=self._row_seeds(len(prompt_ids)),
+            seed=self._rollout_seeds,
             return_dict_in_generate=True,
             output_entropies=True,
         )

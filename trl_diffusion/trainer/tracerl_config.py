@@ -9,6 +9,7 @@ from typing import Any
 
 from ..models.value import TRAINED_PARTS
 from .block_schedule import parse_block_schedule
+from .checks import reject
 from .diffusion_grpo_config import DiffusionGRPOConfig
 
 
@@ -65,6 +66,7 @@ class TraceRLConfig(DiffusionGRPOConfig):
     use_bias_correction_kl: bool = field(
         default=False, metadata={"help": "Weigh the KL of each token by its probability ratio."}
     )
+    likelihood: str = field(default="trace", metadata={"help": "Always 'trace'."})
     shrinkage: int = field(
         default=1, metadata={"help": "Merge every s consecutive steps of a trajectory into one view."}
     )
@@ -91,6 +93,7 @@ class TraceRLConfig(DiffusionGRPOConfig):
     )
 
     def __post_init__(self):
+        reject(self, {"likelihood": ("trace", "TraceRL replays the trace. Leave it, or use DiffusionGRPOTrainer.")})
         super().__post_init__()
         if self.shrinkage < 1:
             raise ValueError(f"shrinkage={self.shrinkage} must be at least 1 (1 replays every step).")

@@ -7,26 +7,22 @@ import os
 import textwrap
 
 import torch
-from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..generation import Rollout
 from ..generation.checks import check_settings
 from ..likelihood import (
     MaskedView,
-    block_trace_masks,
-    canvas_blocks,
     merge_steps,
     on_last_step,
     stepwise_gae,
-    trace_masks,
     value_view,
     value_views,
 )
 from ..models import DiffusionValueModel, diffusion_model
 from ..models.value import TRAINED_PARTS
 from .block_schedule import BlockLengths, block_lengths_at, parse_block_schedule
-from .diffusion_grpo_trainer import DiffusionGRPOTrainer
+from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
 from .objectives import clipped_value_loss
 from .tracerl_config import TraceRLConfig
 from .value import VALUE_FOLDER, ValueTraining
@@ -112,46 +108,16 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
         if scheduled and family.attention == "full":
             self._set_generation_block(lengths.rollout)
 
-    def _blocks(self, inputs: dict[str, torch.Tensor]) -> tuple[int | None, torch.Tensor | None]:
-        """Block length of the likelihood and where each row's first block begins; `None` for full attention."""
-        block_length = self._attention_block_length(inputs)
-        if block_length is None:
-            return None, None
-        return block_length, inputs["prompt_mask"].sum(dim=1) % block_length
-
     # Likelihood
 
     def draw_views(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
         """The views that replay the recorded trajectories; see the parent."""
-        steps, mask = inputs["unmask_step"], inputs["completion_mask"].bool()
-        block_length, offset = self._blocks(inputs)
-        if block_length is None:
-            masked, target = trace_masks(steps, self.args.shrinkage, mask)
-            blocks = None
-        else:
-            masked, target = block_trace_masks(steps, block_length, self.args.shrinkage, mask, offset)
-            blocks = canvas_blocks(steps.shape, block_length, offset, steps.device)
-        return [MaskedView(*view, group=blocks) for view in zip(masked, target, strict=True)]
+        return self._trace_views(inputs, self.args.shrinkage)
 
     def _why_not_replayed(self, output: dict[str, torch.Tensor], rollout: Rollout) -> str | None:
-        family = diffusion_model(self.model)
-        block_length = self._attention_block_length(output)
         if self.args.shrinkage > 1:
             return f"shrinkage={self.args.shrinkage} merges steps"
-        if rollout.filtered:
-            return "top-k or top-p changed the distribution that tokens were drawn from"
-        if rollout.approximate:
-            return f"cache={self.args.cache!r} is approximate"
-        if block_length is not None and block_length != rollout.block_length:
-            return f"rollouts have blocks of {rollout.block_length}, training of {block_length}"
-        if self.accelerator.mixed_precision != "no" or family.dtype not in (torch.float32, torch.float64):
-            return "below fp32 a token's log-probability depends on the shape of the pass that computes it"
-        dropped = max((module.p for module in self.model.modules() if isinstance(module, nn.Dropout)), default=0.0)
-        if dropped > 0 or getattr(family.config, "attention_dropout", 0.0) > 0:
-            return "dropout is on in training, and off in rollouts"
-        if getattr(family, "is_quantized", False):
-            return "quantized layers compute below fp32"
-        return None
+        return super()._why_not_replayed(output, rollout)
 
     # Advantages
 
@@ -160,10 +126,7 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
         token_rewards = self._take_token_rewards(mask)
         args = self.args
         if self.value is not None or token_rewards is not None or args.gamma != 1.0:
-            block_length, offset = self._blocks(output)
-            shape, device = mask.shape, mask.device
-            blocks = None if block_length is None else canvas_blocks(shape, block_length, offset, device)
-            steps = merge_steps(output["unmask_step"], args.shrinkage, blocks)
+            steps = merge_steps(output["unmask_step"], args.shrinkage, self._groups(output))
             rewards = on_last_step(outcome, steps, mask)
             if self.value is None:
                 zeros = torch.zeros_like(rewards)
@@ -224,7 +187,7 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
         """A micro-batch of the value model: the mean over the tokens of the generation batch."""
         views = self._views_of(inputs)
         normalizer = self._normalizer("dapo", inputs, "train")
-        totals: dict[str, torch.Tensor] = {"tokens": torch.zeros((), device=inputs["returns"].device)}
+        totals: dict[str, torch.Tensor] = {}
         self.value.prepared.train()
 
         def view_loss(view: MaskedView) -> torch.Tensor:
@@ -232,13 +195,11 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
             # Off target everything is 0, and so is the loss.
             old, returns = (inputs[name].where(view.target, 0.0) for name in ("old_values", "returns"))
             loss, metrics = clipped_value_loss(values, old, returns, self.args.value_epsilon)
-            totals["tokens"] += view.target.sum()
-            for name, tokens in metrics.items():
-                totals[name] = totals.get(name, 0.0) + tokens.detach().sum()
+            add_means(totals, metrics, view.target)
             return loss.sum() / normalizer
 
         norm = self.value.update([lambda view=view: view_loss(view) for view in views])
-        self._log_token_means("train", totals)
+        self._log_means("train", totals)
         if norm is not None:
             self._metrics["train"]["value/grad_norm"].append(norm)
 
