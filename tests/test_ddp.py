@@ -12,7 +12,10 @@ from processes import run_two_processes
 # Not of the run: its clock. Not of the rows alone: means over micro-batches, which hold other rows together.
 TIMES = {"step_time"}
 CLIPPED = {f"clip_ratio/{where}_mean" for where in ("low", "high", "region")}
-PER_MICRO_BATCH = {"views", "entropy", "value/loss", "value/clip_ratio"} | CLIPPED
+PER_MICRO_BATCH = {"views", "entropy", "kl", "value/loss", "value/clip_ratio"} | CLIPPED
+PER_MICRO_BATCH |= {
+    f"elbo/{name}" for name in ("per_token", "difference_mean", "difference_std", "difference_above_one")
+}
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ class BGPOTrainer(DiffusionGRPOTrainer):
     def _weighted_sum(self, tokens: torch.Tensor, view: MaskedView, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """ℓ_j from the log-probabilities of a copy's tokens, (B, C) → (B,), fp64: weights reach 1/t = 1000, and what
         counts are the differences."""
-        return (tokens.double() * view.weight).sum(dim=1) / self._lengths(inputs)
+        return (tokens.double() * view.weight * view.target).sum(dim=1) / self._lengths(inputs)
 
     def _add_old_scores(self, output: dict[str, torch.Tensor], rollout: Rollout):
         self._report_old_source("the ELBO is not what tokens were drawn with")
