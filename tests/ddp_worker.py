@@ -83,8 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
         "truncated_reward": 0.5,
     },
 }
-# The bound on-policy, in groups across processes; the exact objective off-policy, with two micro-batches; both with what
-# the parts can do beside it.
+# The bound on-policy, in groups across processes; the exact objective off-policy, with two micro-batches.
 CASES["bound"] = {
     "trainer": "bgpo",
     "family": "llada",

@@ -11,6 +11,8 @@ from processes import run_two_processes
 
 # Not of the run: its clock. Not of the rows alone: means over micro-batches, which hold other rows together.
 TIMES = {"step_time"}
+# Processes estimate the variance from the samples of their own rows: another estimate of the same.
+ESTIMATES = {"gradient/mc_variance", "gradient/mc_variance_share"}
 CLIPPED = {f"clip_ratio/{where}_mean" for where in ("low", "high", "region")}
 PER_MICRO_BATCH = {"views", "entropy", "kl", "value/loss", "value/clip_ratio"} | CLIPPED
 PER_MICRO_BATCH |= {
@@ -44,7 +46,8 @@ def assert_equal_generations(found, expected):
         assert given.keys() == wanted.keys()
         for name in wanted:
             difference = (given[name].double() - wanted[name].double()).abs().max()
-            assert difference <= 1e-5, (generation, name)
+            # ELBOs are sums of log-probabilities with weights up to 1/t.
+            assert difference <= 1e-5 * max(1.0, wanted[name].double().abs().max() / 10), (generation, name)
 
 
 def assert_equal_parameters(found, expected):
