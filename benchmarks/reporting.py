@@ -123,7 +123,7 @@ def line_chart(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>'
             f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{written}</text>'
         )
-    marks = range(length) if logarithmic else {0, *(round((length - 1) * number / 4) for number in range(5))}
+    marks = range(length) if logarithmic else {0, *(round(1 + (length - 1) * number / 4) - 1 for number in range(5))}
     for index in sorted(marks):
         written = positions[index] if logarithmic else index + 1
         parts.append(f'<text x="{x(index):.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{written}</text>')
