@@ -80,9 +80,7 @@ VARIANTS = {
     "coupled-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "coupled"}),
     "stratified": Variant(BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified"}),
     "antithetic": Variant(BGPOTrainer, "d", {**_COPIES, "antithetic": True}),
-    "stratified-antithetic": Variant(
-        BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified", "antithetic": True}
-    ),
+    "stratified-antithetic": Variant(BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified", "antithetic": True}),
     **_off_policy(2),
     **_off_policy(4),
 }
@@ -157,9 +155,7 @@ class TrainingCell:
     def measure(self) -> Result:
         """Train, and measure before and after."""
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build_trainer(
-                VARIANTS[self.variant].trainer, self.task, self.seed, folder, **self.training()
-            )
+            trainer = build_trainer(VARIANTS[self.variant].trainer, self.task, self.seed, folder, **self.training())
             watch = _StopAtNaN()
             trainer.add_callback(watch)
             before = evaluate(trainer, self.task, self.num_test)

@@ -31,8 +31,10 @@ ESTIMATORS = {
 OBJECTIVES = ("bgpo", "taylor", "jensen", "elbo")
 SCHEMES = ("bgpo", "stratified", "antithetic", "stratified-antithetic")
 
-# Copies that the updates between the rollout's policy and the one measured are made with.
-_COPIES_OF_UPDATES = 4
+# Optimizer steps between the rollouts' policy and the one measured. At the trainings' 3e-4 two of them leave weights
+# exp(d_j) of which one alone makes up the gradient, and no reference can be drawn.
+UPDATES = (0, 2, 4)
+UPDATE_SETTINGS = {"update_learning_rate": 1e-5, "copies_of_updates": 4}
 
 
 class Situation:
@@ -55,11 +57,11 @@ class Situation:
         self.model = self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = 1
         self._old_needed = updates > 0
-        self._choose("bgpo", _COPIES_OF_UPDATES)
+        self._choose("bgpo", UPDATE_SETTINGS["copies_of_updates"])
         rows = [self.trainer.train_dataset[row] for row in range(prompts) for _ in range(GENERATIONS)]
         self.inputs = self.trainer._generate_and_score_completions(rows)
         self.old = parameters_to_vector(self.model.parameters()).detach().clone()
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=fields["learning_rate"], weight_decay=0.0)
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=UPDATE_SETTINGS["update_learning_rate"])
         for _ in range(updates):
             # As often as in training, where the masks of a rollout are drawn once.
             self.trainer._compute_loss(self.model, self.inputs).backward()
@@ -134,7 +136,7 @@ class GradientCell:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, as JSON types."""
-        fields = {"kind": self.kind, **asdict(self), "copies_of_updates": _COPIES_OF_UPDATES}
+        fields = {"kind": self.kind, **asdict(self), **UPDATE_SETTINGS}
         return json.loads(json.dumps(fields | {"training": training_fields(self.task, self.prompts)}))
 
     def measure(self) -> Result:
