@@ -53,7 +53,7 @@ def _describe(result: Result) -> str:
     if result["settings"]["kind"] == "gradient":
         return f"variance {', '.join(f'{value:.3g}' for value in result['variance'])}"
     before, after = result["before"]["solve_rate"], (result["after"] or {}).get("solve_rate", float("nan"))
-    return f"solve rate {before:.3f} → {after:.3f}, {result['seconds_per_step']:.2f} s per step"
+    return f"solve rate {before:.3f} → {after:.3f}, {result['cpu_seconds_per_update']:.2f} CPU s per update"
 
 
 def main(arguments: list[str] | None = None):

@@ -12,7 +12,7 @@ import cells
 from bgpo_cells import TASKS, VARIANTS
 from bgpo_gradients import OBJECTIVES, SCHEMES, UPDATES
 from cells import Result
-from reporting import Column, difference, last_reward, line_chart, mean_curve, median_curve, table
+from reporting import Column, difference, last_reward, line_chart, mean_curve, table
 
 
 PARTS = {
@@ -39,6 +39,11 @@ def _last(name: str) -> Callable[[Result], float | None]:
     return read
 
 
+def _seconds_per_rollout(result: Result) -> float:
+    training = result["settings"]["training"]
+    return result["cpu_seconds_per_update"] * training.get("num_iterations", 1)
+
+
 COLUMNS: dict[str, Column] = {
     "solve rate before": (_evaluated("before", "solve_rate"), 3),
     "after": (_evaluated("after", "solve_rate"), 3),
@@ -47,14 +52,24 @@ COLUMNS: dict[str, Column] = {
     "entropy, last 5 updates": (_last("entropy"), 3),
     "collapsed, share of seeds": (lambda result: float(result["collapsed"]), 2),
     "views": (mean_curve("views"), 0),
-    "s per update": (median_curve("seconds"), 2),
+    "CPU s per rollout": (_seconds_per_rollout, 2),
 }
+
+
+def _behind(name: str) -> Callable[[Result], float | None]:
+    """Median over the rollouts, of the last update on each: on the first one the policies are the same."""
+
+    def read(result: Result) -> float | None:
+        iterations = result["settings"]["training"]["num_iterations"]
+        values = result["curves"][name][iterations - 1 :: iterations]
+        return statistics.median(values) if values else None
+
+    return read
+
+
 _OFF_POLICY: dict[str, Column] = {
-    "standard deviation of d_j, median": (
-        lambda result: statistics.median(result["curves"]["difference_std"]),
-        2,
-    ),
-    "share of abs(d_j) > 1, mean": (mean_curve("difference_above_one"), 3),
+    "standard deviation of d_j at the last update": (_behind("difference_std"), 2),
+    "share of abs(d_j) > 1": (_behind("difference_above_one"), 3),
 }
 
 
@@ -142,9 +157,7 @@ def training_section(task: str, found: Found, base: str, title: str, path: Path)
     """A table, the differences to `base` seed by seed, and the curves of the rewards."""
     example = next(iter(next(iter(found.values())).values()))
     settings = example["settings"]
-    off_policy = "difference_std" in example["curves"]
-    # Median and last values of a diverging run are numbers, its mean need not be; a column is for what was recorded.
-    columns = COLUMNS | (_OFF_POLICY if off_policy else {})
+    columns = COLUMNS | (_OFF_POLICY if "difference_std" in example["curves"] else {})
     lines = [
         f"{task}-llada-tiny, {settings['rollouts']} rollouts of {settings['prompts']} prompts × "
         f"{settings['training']['num_generations']} completions, {settings['num_test']} held-out problems, "

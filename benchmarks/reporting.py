@@ -36,8 +36,8 @@ def median_curve(name: str) -> Callable[[Result], float]:
 
 
 def mean_and_deviation(values: list[float | None], digits: int) -> str:
-    """mean ± standard deviation; – where nothing was measured."""
-    known = [value for value in values if value is not None]
+    """mean ± standard deviation; – where nothing was measured, or what is no number."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return "–"
     deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
