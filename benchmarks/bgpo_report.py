@@ -4,9 +4,8 @@
 """Tables and curves of benchmarks/bgpo.py, from the files of its cells."""
 
 import statistics
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cells
 from bgpo_cells import TASKS, VARIANTS
@@ -73,27 +72,20 @@ _OFF_POLICY: dict[str, Column] = {
 }
 
 
-def read_results(folder: Path) -> tuple[dict[tuple[str, str], dict[int, Result]], dict[Hashable, dict[int, Result]]]:
+def read_results(folder: Path) -> tuple[dict[tuple, dict[int, Result]], dict[tuple, dict[int, Result]]]:
     """Trainings, (task, variant) → seed → cell, and gradients, (task, updates, estimator) → seed → cell."""
-    command, found = "python benchmarks/bgpo.py run", []
-
-    def training(settings: dict[str, Any]):
-        return (settings["task"], settings["variant"]) if settings["kind"] == "training" else None
-
-    def gradient(settings: dict[str, Any]):
-        key = (settings["task"], settings["updates"], settings["estimator"])
-        return key if settings["kind"] == "gradient" else None
-
-    for key, same in (
-        (training, ("rollouts", "prompts", "num_test")),
-        (gradient, ("mc_samples", "prompts", "repeats", "reference", "update_learning_rate")),
-    ):
-        # One of the two kinds is enough for a report.
-        has_any = any(path.name.startswith(f"{key.__name__}-") for path in folder.glob("*.json"))
-        found.append(cells.read_results(folder, command, key, same) if has_any else {})
-    if not any(found):
-        raise ValueError(f"{folder} has no cells: run `{command}` first.")
-    return found[0], found[1]
+    kinds = {
+        "training-*.json": (("task", "variant"), ("rollouts", "prompts", "num_test")),
+        "gradient-*.json": (
+            ("task", "updates", "estimator"),
+            ("mc_samples", "prompts", "repeats", "reference", "update_learning_rate"),
+        ),
+    }
+    command = "python benchmarks/bgpo.py run"
+    # One kind alone can be reported.
+    there = [pattern for pattern in kinds if any(folder.glob(pattern))] or list(kinds)
+    found = {pattern: cells.read_results(folder, command, *kinds[pattern], pattern) for pattern in there}
+    return found.get("training-*.json", {}), found.get("gradient-*.json", {})
 
 
 # Gradients

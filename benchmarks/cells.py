@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +100,30 @@ def _rounded(content: Any) -> Any:
 
 
 def read_results(
-    folder: Path, command: str, key: Callable[[dict[str, Any]], Hashable], same: Iterable[str]
-) -> dict[Hashable, dict[int, Result]]:
-    """All cells of a folder: what `key` makes of their settings → seed → result.
+    folder: Path, command: str, key: Iterable[str], same: Iterable[str], pattern: str = "*.json"
+) -> dict[tuple, dict[int, Result]]:
+    """The cells of a folder: the settings `key` → seed → result.
 
     Args:
         folder (`Path`):
             Where their files are.
         command (`str`):
             What makes them.
-        key (`Callable`):
-            Settings → key of the cells that differ in their seed alone; `None` leaves a cell out.
+        key (`Iterable[str]`):
+            Settings that tell apart what differs in more than the seed.
         same (`Iterable[str]`):
             Settings that all of them share.
+        pattern (`str`, *optional*, defaults to `"*.json"`):
+            Names of their files.
 
     Raises:
         ValueError: there are none, or such that do not compare.
     """
-    found: dict[Hashable, dict[int, Result]] = {}
-    for path in sorted(folder.glob("*.json")):
+    found: dict[tuple, dict[int, Result]] = {}
+    for path in sorted(folder.glob(pattern)):
         result = json.loads(path.read_text())
-        name = key(result["settings"])
-        if name is not None:
-            found.setdefault(name, {})[result["settings"]["seed"]] = result
+        settings = result["settings"]
+        found.setdefault(tuple(settings[name] for name in key), {})[settings["seed"]] = result
     if not found:
         raise ValueError(f"{folder} has no cells: run `{command}` first.")
     for name in same:

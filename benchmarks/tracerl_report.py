@@ -73,7 +73,7 @@ COLUMNS = {
 def read_results(folder: Path) -> dict[tuple[str, str], dict[int, Result]]:
     """(family, variant) → seed → cell."""
     command, same = "python benchmarks/tracerl.py run", ("steps", "puzzles", "num_test")
-    return cells.read_results(folder, command, lambda settings: (settings["family"], settings["variant"]), same)
+    return cells.read_results(folder, command, ("family", "variant"), same)
 
 
 def section(part: str, family: str, found: dict[str, dict[int, Result]]) -> str:

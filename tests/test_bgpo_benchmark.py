@@ -43,8 +43,8 @@ def test_every_variant_says_what_it_trains(benchmark):
 def test_estimators_are_the_halves_of_the_bound(benchmark):
     from bgpo_gradients import Situation
 
-    at = Situation("sudoku", 1, prompts=1, updates=2)
-    advantages = torch.linspace(-1, 1, 8)
+    at = Situation("sudoku", 1, prompts=2, updates=2)
+    advantages = torch.linspace(-1, 1, 16)
     gradients = {}
     for sign, values in (("both", advantages), ("positive", advantages.abs()), ("negative", -advantages.abs())):
         at.inputs["advantages"] = values
@@ -58,7 +58,7 @@ def test_estimators_are_the_halves_of_the_bound(benchmark):
     torch.testing.assert_close(again, gradients["negative", "elbo"], rtol=0, atol=0)
     assert (at.gradient("elbo", 2, "another") != again).any()
 
-    on_policy = Situation("sudoku", 1, prompts=1, updates=0)
+    on_policy = Situation("sudoku", 1, prompts=2, updates=0)
     on_policy.inputs["advantages"] = advantages
     torch.testing.assert_close(on_policy.gradient("bgpo", 2, "same"), on_policy.gradient("elbo", 2, "same"))
 
@@ -75,7 +75,7 @@ def test_memory_grows_with_the_copies_in_the_naive_graph_alone(benchmark, capsys
 
 def test_cells_are_measured_once_and_reported(benchmark, tmp_path, capsys):
     run = ["run", "--parts", "a", "d", "--seeds", "1", "--tasks", "sudoku", "--output", str(tmp_path)]
-    run += ["--prompts", "1", "--num_test", "4", "--repeats", "2", "--reference", "4", "--mc_samples", "1", "2"]
+    run += ["--prompts", "2", "--num_test", "4", "--repeats", "2", "--reference", "4", "--mc_samples", "1", "2"]
     benchmark.main([*run, "--rollouts", "2"])
     assert "16 cells, 0 of them there already" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -112,7 +112,7 @@ def test_several_updates_on_a_rollout(benchmark, tmp_path, capsys):
     from cells import write_cell
 
     for name in ("bgpo-2-updates", "taylor-2-updates"):
-        cell = TrainingCell("sudoku", name, 1, rollouts=2, prompts=1, num_test=4)
+        cell = TrainingCell("sudoku", name, 1, rollouts=2, prompts=2, num_test=4)
         result = cell.measure()
         write_cell(cell, result, tmp_path)
         curves = result["curves"]
