@@ -76,7 +76,7 @@ VARIANTS = {
     "bgpo": Variant(BGPOTrainer, "bd", _COPIES),
     "elbo": Variant(BGPOTrainer, "b", {**_COPIES, "objective": "elbo"}),
     "sequence": Variant(BGPOTrainer, "b", {**_COPIES, "objective": "sequence"}),
-    "diffu-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "fully_masked"}),
+    "diffu-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "fully_masked", "prompt_mask_probability": 0.15}),
     "coupled-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "coupled"}),
     "stratified": Variant(BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified"}),
     "antithetic": Variant(BGPOTrainer, "d", {**_COPIES, "antithetic": True}),

@@ -57,6 +57,7 @@ class Situation:
         self.model = self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = 1
         self._old_needed = updates > 0
+        self._references: dict[int, torch.Tensor] = {}
         self._choose("bgpo", UPDATE_SETTINGS["copies_of_updates"])
         rows = [self.trainer.train_dataset[row] for row in range(prompts) for _ in range(GENERATIONS)]
         self.inputs = self.trainer._generate_and_score_completions(rows)
@@ -92,10 +93,11 @@ class Situation:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.model.parameters()]
         return parameters_to_vector(grads).double()
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - the cache of situations holds one of them
     def reference(self, num_mc_samples: int) -> torch.Tensor:
-        """The gradient of the exact objective at many copies, with seeds of its own."""
-        return self.gradient("elbo", num_mc_samples, "reference")
+        """The gradient of the exact objective at many copies, with seeds of its own; computed once."""
+        if num_mc_samples not in self._references:
+            self._references[num_mc_samples] = self.gradient("elbo", num_mc_samples, "reference")
+        return self._references[num_mc_samples]
 
 
 @functools.lru_cache(maxsize=1)
