@@ -14,13 +14,13 @@ Cells that several parts share are trained once. One that is interrupted leaves 
 
 import argparse
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
+from cells import Result, run_missing
 from generation_tools import Report, ratios, spread, timed
-from tracerl_cells import GENERATIONS, VARIANTS, Cell, build_trainer, read_cell, train_cell, write_cell
+from tracerl_cells import GENERATIONS, VARIANTS, Cell, build_trainer, train_cell
 from tracerl_report import write_report
 
 
@@ -39,25 +39,14 @@ def cells_of(args) -> list[Cell]:
     ]
 
 
+def _solve_rates(result: Result) -> str:
+    before, after = (result[when]["own"]["solve_rate"] for when in ("before", "after"))
+    return f"solve rate {before:.3f} → {after:.3f}, {result['seconds_per_step']:.2f} s per step"
+
+
 def run_cells(args):
     """Train what is not there yet."""
-    cells = cells_of(args)
-    # All of them before the first is trained: settings that differ are to be known at once.
-    missing = [cell for cell in cells if args.overwrite or read_cell(cell, args.output) is None]
-    print(f"{len(cells)} cells, {len(cells) - len(missing)} of them there already", flush=True)
-    for cell in missing:
-        # Another process may have written it meanwhile.
-        if not args.overwrite and read_cell(cell, args.output) is not None:
-            continue
-        started = time.perf_counter()
-        result = train_cell(cell)
-        write_cell(cell, result, args.output)
-        before, after = result["before"]["own"]["solve_rate"], result["after"]["own"]["solve_rate"]
-        print(
-            f"{cell.name}: solve rate {before:.3f} → {after:.3f}, {result['seconds_per_step']:.2f} s per step, "
-            f"{time.perf_counter() - started:.0f} s in all",
-            flush=True,
-        )
+    run_missing(cells_of(args), args.output, args.overwrite, train_cell, _solve_rates)
 
 
 def run_timing(args):

@@ -4,16 +4,14 @@
 """The cells of benchmarks/tracerl.py: what is trained, and how it is measured."""
 
 import json
-import math
-import os
 import tempfile
 import time
 import zlib
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from cells import ON_A_CPU
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from trl_diffusion import DiffusionGRPOTrainer, MaskedView, TraceRLTrainer
@@ -126,7 +124,7 @@ def _curriculum(steps: int) -> dict[str, Any]:
 VARIANTS = {
     "tracerl": Variant(TraceRLTrainer, "abcde"),
     "random-masking": Variant(RandomMaskingTrainer, "a"),
-    "diffu-grpo": Variant(DiffusionGRPOTrainer, "a"),
+    "diffu-grpo": Variant(DiffusionGRPOTrainer, "a", settings={"prompt_mask_probability": 0.0}),
     "tracerl-s2": Variant(TraceRLTrainer, "b", settings={"shrinkage": 2}),
     "tracerl-s4": Variant(TraceRLTrainer, "b", settings={"shrinkage": 4}),
     "tracerl-value": Variant(TraceRLTrainer, "c", settings={"value_model": "full", "value_learning_rate": 1e-3}),
@@ -195,14 +193,7 @@ class Cell:
         return VARIANTS[self.variant].trainer._config_class(
             output_dir=output_dir,
             seed=self.seed,
-            logging_steps=1,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            dataloader_pin_memory=False,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **ON_A_CPU,
             **self.training(),
         )
 
@@ -274,41 +265,3 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "seconds_per_step": seconds / cell.steps,
         "threads": torch.get_num_threads(),
     }
-
-
-def read_cell(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    """A finished cell of the same settings; `None` where there is none.
-
-    Raises:
-        ValueError: the file is that of other settings.
-    """
-    path = folder / f"{cell.name}.json"
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    was, given = result["settings"], cell.settings()
-    for name in sorted(was.keys() | given.keys()):
-        if was.get(name) != given.get(name):
-            raise ValueError(
-                f"{path}: {name} was {was.get(name)!r} and is {given.get(name)!r}. Give another --output, or "
-                "--overwrite."
-            )
-    return result
-
-
-def write_cell(cell: Cell, result: dict[str, Any], folder: Path):
-    """Whole, or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{cell.name}.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_rounded(result), indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def _rounded(content: Any) -> Any:
-    """Six digits: the files are kept in the repository."""
-    if isinstance(content, dict):
-        return {name: _rounded(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_rounded(value) for value in content]
-    return float(f"{content:.6g}") if isinstance(content, float) and math.isfinite(content) else content

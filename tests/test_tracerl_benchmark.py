@@ -14,7 +14,7 @@ from trl_diffusion.trainer.objectives import token_weights
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("tracerl", "tracerl_cells", "tracerl_report", "generation_tools")
+MODULES = ("tracerl", "tracerl_cells", "tracerl_report", "generation_tools", "cells", "reporting")
 SMALL = ["--puzzles", "1", "--num_test", "4"]
 
 
@@ -121,7 +121,8 @@ def test_cells_are_trained_once_and_reported(benchmark, tmp_path, capsys):
 
 
 def test_a_report_needs_cells_that_compare(benchmark, tmp_path):
-    from tracerl_report import mean_and_deviation, read_results
+    from reporting import mean_and_deviation
+    from tracerl_report import read_results
 
     with pytest.raises(ValueError, match="has no cells"):
         read_results(tmp_path)

@@ -1,0 +1,219 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The training cells of benchmarks/bgpo.py, and what all of its cells start from: checkpoint, task and rollouts."""
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from cells import ON_A_CPU, Result
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from trl import GRPOTrainer
+
+from trl_diffusion import BGPOTrainer, DiffusionGRPOTrainer
+from trl_diffusion.checkpoints import tiny_checkpoint
+from trl_diffusion.evaluation import complete
+from trl_diffusion.scripts.tasks import load_rl_task
+
+
+GENERATIONS = 8
+
+# Answer and EOS, two tokens per step. Fields of the trainer's config.
+TASKS = {
+    "sudoku": {"max_completion_length": 17, "num_denoising_steps": 8},
+    "countdown": {"max_completion_length": 8, "num_denoising_steps": 4},
+}
+
+
+class TaylorTrainer(BGPOTrainer):
+    """The half of the bound for A ≥ 0, (1 + d_j) A, for both signs: where A < 0 it lies above what it stands for."""
+
+    _bound_ratio = staticmethod(lambda differences, advantages: 1 + differences)
+
+
+class JensenTrainer(BGPOTrainer):
+    """The half of the bound for A < 0, exp(d_j) A, for both signs: where A > 0 it lies above what it stands for."""
+
+    _bound_ratio = staticmethod(lambda differences, advantages: torch.exp(differences))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+        trainer: Class of the trainer.
+        parts (`str`): Letters of the parts that show it.
+        settings (`dict`): Fields of the trainer's config, over the common ones.
+    """
+
+    trainer: type[GRPOTrainer]
+    parts: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _off_policy(iterations: int) -> dict[str, Variant]:
+    """BGPO and its rivals where every rollout is updated on several times; four copies, so that a cell is quick."""
+    common = {"num_iterations": iterations, "num_mc_samples": 4}
+    kinds = {
+        "bgpo": (BGPOTrainer, {}),
+        "taylor": (TaylorTrainer, {}),
+        "jensen": (JensenTrainer, {}),
+        "elbo": (BGPOTrainer, {"objective": "elbo"}),
+    }
+    return {
+        f"{name}-{iterations}-updates": Variant(trainer, "c", common | own) for name, (trainer, own) in kinds.items()
+    }
+
+
+_COPIES = {"num_mc_samples": 8}
+VARIANTS = {
+    "bgpo": Variant(BGPOTrainer, "bd", _COPIES),
+    "elbo": Variant(BGPOTrainer, "b", {**_COPIES, "objective": "elbo"}),
+    "sequence": Variant(BGPOTrainer, "b", {**_COPIES, "objective": "sequence"}),
+    "diffu-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "fully_masked", "prompt_mask_probability": 0.15}),
+    "coupled-grpo": Variant(DiffusionGRPOTrainer, "b", {"likelihood": "coupled"}),
+    "stratified": Variant(BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified"}),
+    "antithetic": Variant(BGPOTrainer, "d", {**_COPIES, "antithetic": True}),
+    "stratified-antithetic": Variant(BGPOTrainer, "d", {**_COPIES, "noise_levels": "stratified", "antithetic": True}),
+    **_off_policy(2),
+    **_off_policy(4),
+}
+
+
+def training_fields(task: str, prompts: int) -> dict[str, Any]:
+    """Fields of a trainer's config that all cells share."""
+    return {
+        **TASKS[task],
+        "temperature": 1.0,
+        "num_generations": GENERATIONS,
+        "per_device_train_batch_size": prompts * GENERATIONS,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "constant",
+    }
+
+
+def build_trainer(trainer: type[GRPOTrainer], task: str, seed: int, output_dir: str, **fields):
+    """A trainer on the shipped checkpoint of a task (full attention), which it sets as `task`."""
+    path = str(tiny_checkpoint(f"{task}-llada-tiny"))
+    data = load_rl_task(task, seed=seed)
+    set_seed(seed)
+    built = trainer(
+        path,
+        data.reward_funcs,
+        trainer._config_class(output_dir=output_dir, seed=seed, **ON_A_CPU, **fields),
+        train_dataset=data.train_dataset,
+        processing_class=AutoTokenizer.from_pretrained(path, padding_side="left"),
+    )
+    built.remove_callback(PrinterCallback)  # one line per step; the cell keeps them
+    return built
+
+
+@dataclass(frozen=True)
+class TrainingCell:
+    """A training run.
+
+    Args:
+        task (`str`): A name of [`TASKS`].
+        variant (`str`): A name of [`VARIANTS`].
+        seed (`int`): Of the training problems, the rollouts and the masks.
+        rollouts (`int`): Generation batches. With several updates on each there are as many times more optimizer
+            steps: variants are compared at equal rollouts.
+        prompts (`int`): Prompts per rollout, each with 8 completions.
+        num_test (`int`): Held-out problems.
+    """
+
+    kind: ClassVar[str] = "training"
+
+    task: str
+    variant: str
+    seed: int
+    rollouts: int = 40
+    prompts: int = 16
+    num_test: int = 256
+
+    @property
+    def name(self) -> str:
+        return f"training-{self.task}-{self.variant}-{self.seed}"
+
+    def training(self) -> dict[str, Any]:
+        """Fields of the trainer's config."""
+        own = VARIANTS[self.variant].settings
+        max_steps = self.rollouts * own.get("num_iterations", 1)
+        return {**training_fields(self.task, self.prompts), "max_steps": max_steps, **own}
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, as JSON types."""
+        fields = {"kind": self.kind, **asdict(self), "trainer": VARIANTS[self.variant].trainer.__name__}
+        return json.loads(json.dumps(fields | {"training": self.training()}))
+
+    def measure(self) -> Result:
+        """Train, and measure before and after."""
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = build_trainer(VARIANTS[self.variant].trainer, self.task, self.seed, folder, **self.training())
+            watch = _StopAtNaN()
+            trainer.add_callback(watch)
+            before = evaluate(trainer, self.task, self.num_test)
+            # Of the processor: whatever else the machine does meanwhile does not count.
+            started = time.process_time()
+            trainer.train()
+            seconds = time.process_time() - started
+            after = None if watch.step else evaluate(trainer, self.task, self.num_test)
+        logs = trainer.state.log_history
+        curves = {name: [log[metric] for log in logs if metric in log] for name, metric in _CURVES.items()}
+        rewards = [log["reward"] for log in logs if "reward" in log]
+        return {
+            "settings": self.settings(),
+            "before": before,
+            "after": after,
+            "curves": {name: curve for name, curve in curves.items() if curve},
+            "nan_at_step": watch.step,
+            "collapsed": watch.step is not None or has_collapsed(rewards),
+            "cpu_seconds_per_update": seconds / trainer.state.global_step,
+            "threads": torch.get_num_threads(),
+        }
+
+
+# What a cell keeps of the trainer's log -> the name there. The reward once per rollout, the others once per update.
+_CURVES = {
+    "reward": "reward",
+    "entropy": "entropy",
+    "views": "views",
+    "difference_std": "elbo/difference_std",
+    "difference_above_one": "elbo/difference_above_one",
+    "clipped": "clip_ratio/region_mean",
+    "grad_norm": "grad_norm",
+}
+
+
+class _StopAtNaN(TrainerCallback):
+    """Ends a training whose weights are no longer numbers: there is nothing to draw from such a model."""
+
+    def __init__(self):
+        self.step: int | None = None
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            self.step, control.should_training_stop = state.global_step, True
+
+
+def has_collapsed(rewards: list[float], window: int = 5) -> bool:
+    """Whether the mean of the last rewards is below half of the best mean of as many in a row."""
+    means = [statistics.mean(rewards[end - window : end]) for end in range(window, len(rewards) + 1)]
+    return bool(means) and means[-1] < 0.5 * max(means)
+
+
+def evaluate(trainer, task: str, num_test: int) -> dict[str, float]:
+    """Held-out problems decoded greedily, with the settings of the rollouts otherwise."""
+    data = load_rl_task(task, num_test=num_test)
+    special = {"eos_token_id": trainer.eos_token_ids, "pad_token_id": trainer.processing_class.pad_token_id}
+    config = trainer.args.diffusion_generation_config(temperature=0.0, **special)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    prompts = list(data.test_dataset["prompt"])
+    completions = complete(model, trainer.processing_class, prompts, config, batch_size=128)
+    return data.metrics(completions, data.test_dataset)
