@@ -170,29 +170,52 @@ def test_a_tiny_checkpoint_follows_the_wrong_procedure_and_knows_better(name):
 # Whole runs
 
 
-def test_the_demo_script_saves_a_model_a_card_and_results(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / "tracerl.py"),
-        "--output_dir",
-        str(tmp_path),
-        "--max_steps",
-        "2",
-    ]
-    command += ["--num_test", "16", "--per_device_train_batch_size", "16", "--logging_steps", "1"]
+DEMOS = [("tracerl", "TraceRL", "sudoku-llada-tiny", 8), ("bgpo", "BGPO", "countdown-llada-tiny", 4)]
+
+
+@pytest.mark.parametrize(("script", "method", "checkpoint", "denoising_steps"), DEMOS)
+def test_the_demo_script_saves_a_model_a_card_and_results(script, method, checkpoint, denoising_steps, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / f"{script}.py"), "--output_dir", str(tmp_path)]
+    command += ["--max_steps", "2", "--num_test", "16", "--per_device_train_batch_size", "16", "--logging_steps", "1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "solve rate" in run.stdout and "results.json" in run.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) >= {"solve_rate_before", "solve_rate_after", "reward_curve", "seconds", "seed", "config"}
     assert [point["step"] for point in results["reward_curve"]] == [1, 2]
-    assert results["config"]["training"]["num_denoising_steps"] == 8
-    assert results["config"]["model"]["model_name_or_path"] == "sudoku-llada-tiny"
+    assert results["config"]["training"]["num_denoising_steps"] == denoising_steps
+    assert results["config"]["model"]["model_name_or_path"] == checkpoint
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint("sudoku-llada-tiny"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint(checkpoint))
     assert not torch.equal(model.lm_head.weight, base.lm_head.weight)
-    assert "TraceRL" in (tmp_path / "README.md").read_text()
+    assert method in (tmp_path / "README.md").read_text()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_benchmark_of_the_demos_prints_a_row_per_seed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import demos
+
+    assert set(demos.DEMOS) == {script for script, *_ in DEMOS}
+    assert all((demos.EXAMPLES / "configs" / settings).exists() for settings in demos.DEMOS.values())
+
+    def run(demo, seed, arguments):
+        assert (demo, arguments) == ("bgpo", ["--max_steps", "3"])
+        before = {"solve_rate_before": 0.25, "cell_accuracy_before": 0.5, "tokens_per_step_before": 2.0}
+        after = {"solve_rate_after": 0.25 * seed, "cell_accuracy_after": 0.75, "tokens_per_step_after": 1.5}
+        return {**before, **after, "seconds": 60.4, "seed": seed}
+
+    monkeypatch.setattr(demos, "run", run)
+    monkeypatch.setattr(sys, "argv", ["demos.py", "bgpo", "--seeds", "2", "3", "--", "--max_steps", "3"])
+    demos.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "| seed | solve rate before | after | rise | cell accuracy before | after | tokens per step | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+        "| 2 | 0.250 | 0.500 | +0.250 | 0.500 | 0.750 | 1.50 | 60 |",
+        "| 3 | 0.250 | 0.750 | +0.500 | 0.500 | 0.750 | 1.50 | 60 |",
+        "",
+        "Rise of the solve rate: 0.375 ± 0.177 (mean ± standard deviation over seeds).",
+    ]
 
 
 def short_config(folder, **kwargs):
@@ -265,12 +288,20 @@ def test_both_evaluations_run_in_the_same_precision(tmp_path):
     assert set(before) == set(after) == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("spelling", ["--model_name_or_path=", "--model-name-or-path ", "--model_name ", "--config="])
-def test_a_named_model_is_never_the_demo(spelling, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "spelling"),
+    [
+        ("tracerl", "--model_name_or_path="),
+        ("bgpo", "--model-name-or-path "),
+        ("tracerl", "--model_name "),
+        ("bgpo", "--config="),
+    ],
+)
+def test_a_named_model_is_never_the_demo(script, spelling, tmp_path):
     name, separator = spelling[:-1], spelling[-1]
     value = str(tmp_path / "missing")
     arguments = [f"{name}={value}"] if separator == "=" else [name, value]
-    command = [sys.executable, str(ROOT / "examples" / "tracerl.py"), *arguments, "--output_dir", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "examples" / f"{script}.py"), *arguments, "--output_dir", str(tmp_path)]
     command += ["--bf16", "false", "--max_steps", "1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode != 0 and "missing" in run.stderr and not (tmp_path / "results.json").exists()
