@@ -3,8 +3,8 @@
 
 """A demo over several seeds, as the tables of docs/results.md.
 
-    python benchmarks/demos.py tracerl --seeds 1 2 3 -- --model_name_or_path sudoku-llada-tiny
-    python benchmarks/demos.py bgpo --seeds 1 2 3
+    python benchmarks/demos.py --demo tracerl --seeds 1 2 3 -- --model_name_or_path sudoku-llada-tiny
+    python benchmarks/demos.py --demo bgpo --seeds 1 2 3
 
 What follows `--` goes to the demo's script in examples/. Run nothing else on the machine meanwhile: the seconds are
 reported.
@@ -49,7 +49,7 @@ def cells(result: dict) -> list[tuple[str, str]]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", choices=DEMOS)
+    parser.add_argument("--demo", choices=DEMOS, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("arguments", nargs="*", help="arguments of the demo's script, after --")
     options = parser.parse_args()

@@ -206,7 +206,7 @@ def test_the_benchmark_of_the_demos_prints_a_row_per_seed(monkeypatch, capsys):
         return {**before, **after, "seconds": 60.4, "seed": seed}
 
     monkeypatch.setattr(demos, "run", run)
-    monkeypatch.setattr(sys, "argv", ["demos.py", "bgpo", "--seeds", "2", "3", "--", "--max_steps", "3"])
+    monkeypatch.setattr(sys, "argv", ["demos.py", "--demo", "bgpo", "--seeds", "2", "3", "--", "--max_steps", "3"])
     demos.main()
     assert capsys.readouterr().out.splitlines() == [
         "| seed | solve rate before | after | rise | cell accuracy before | after | tokens per step | seconds |",
