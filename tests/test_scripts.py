@@ -19,12 +19,21 @@ from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig, TraceRLTrain
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import Completions, complete
 from trl_diffusion.scripts.rl import RLScriptArguments, _without_secrets, run_rl
-from trl_diffusion.tasks import character_tokenizer, greedy_row_fill, sudoku_dataset, sudoku_reward
+from trl_diffusion.tasks import (
+    TINY_COUNTDOWN,
+    character_tokenizer,
+    countdown_reward,
+    greedy_row_fill,
+    is_held_out,
+    sudoku_dataset,
+    sudoku_reward,
+)
 from trl_diffusion.tasks.math import map_gsm8k
 
 
 ROOT = Path(__file__).parents[1]
 D1_FILE = ROOT / ".." / "shared" / "data" / "4x4_test_sudoku.csv"
+D1_COUNTDOWN = D1_FILE.with_name("countdown_cd3_test.jsonl")
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 GSM8K = Dataset.from_dict(
     {
@@ -57,6 +66,43 @@ def test_the_d1_file_is_a_test_set():
     assert not set(task.test_dataset["solution"]) & set(task.train_dataset["solution"])
 
 
+def numbers_of(rows):
+    return {tuple(sorted(numbers)) for numbers in rows["numbers"]}
+
+
+def test_countdown_task_is_split_by_numbers():
+    task = tasks.load_rl_task("countdown", num_test=32, seed=3)
+    assert not numbers_of(task.train_dataset) & numbers_of(task.test_dataset)
+    assert len(task.test_dataset) == 32 and task.reward_funcs == [countdown_reward]
+    low, high = TINY_COUNTDOWN["number_range"]
+    assert all(len(row) == 3 and low <= min(row) <= max(row) <= high for row in task.train_dataset["numbers"])
+    right = Completions(
+        texts=list(task.test_dataset["solution"]), forward_passes=1.0, ids=[[]] * 32, unmask_step=[[]] * 32
+    )
+    assert task.metrics(right, task.test_dataset) == {"solve_rate": 1.0}
+    assert tasks.load_rl_task("countdown", num_test=32, seed=4).test_dataset[:] == task.test_dataset[:]
+    assert len(tasks.load_rl_task("countdown").test_dataset) == 256
+
+
+def test_a_countdown_file_is_a_test_set(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    trained_on = tasks.countdown_dataset("train", 4000, num_numbers=(3, 3))[0]
+    given = ",".join(map(str, reversed(trained_on["numbers"])))
+    path.write_text(json.dumps({"input": given, "output": "7"}) + "\n" + '{"input": "1,2,3", "output": "6"}\n')
+    task = tasks.load_rl_task(str(path))
+    assert task.test_dataset["target"][:] == [7, 6] and task.reward_funcs == [countdown_reward]
+    assert not is_held_out(trained_on["numbers"])
+    assert 3900 < len(task.train_dataset) < 4000 and {len(row) for row in task.train_dataset["numbers"]} == {3}
+    assert not numbers_of(task.train_dataset) & numbers_of(task.test_dataset)
+
+
+@pytest.mark.skipif(not D1_COUNTDOWN.exists(), reason=f"{D1_COUNTDOWN.name} is absent: its rows are not checked")
+def test_the_d1_countdown_file_is_a_test_set():
+    task = tasks.load_rl_task(str(D1_COUNTDOWN))
+    assert len(task.test_dataset) == 256
+    assert not numbers_of(task.train_dataset) & numbers_of(task.test_dataset)
+
+
 def test_gsm8k_rows_become_prompts_with_a_verifiable_answer():
     rows = map_gsm8k(GSM8K)
     assert rows["solution"][:] == ["1203", "-5"]
@@ -80,6 +126,7 @@ def test_rewards_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tasks.load_reward("my_rewards_module.constant")([]) == [1.0]
     assert tasks.load_reward("sudoku_reward") is sudoku_reward
+    assert tasks.load_reward("countdown_reward") is countdown_reward
     factory = "get_soft_overlong_punishment"
     for name in ("no_such_reward", "my_rewards_module.missing", "no_such_module.reward", "os.sep", factory):
         with pytest.raises(ValueError, match=name):

@@ -30,27 +30,35 @@ class RLScriptArguments:
 
     Args:
         dataset (`str`, *optional*, defaults to `"sudoku"`):
-            `"sudoku"`, a d1 Sudoku CSV file, `"openai/gsm8k"`, or a Hub dataset with a `prompt` column.
+            `"sudoku"`, a d1 Sudoku CSV file, `"countdown"`, a d1 Countdown JSONL file, `"openai/gsm8k"`, or a Hub
+            dataset with a `prompt` column.
         reward_funcs (`list[str]`, *optional*):
-            `sudoku_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's own.
+            `sudoku_reward`, `countdown_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's
+            own.
         num_test (`int`, *optional*):
-            Held-out rows to evaluate on: 256 for generated Sudoku, else all. 0 evaluates on none.
+            Held-out rows to evaluate on: 256 for generated tasks, else all. 0 evaluates on none.
         test_batch_size (`int`, *optional*, defaults to 64):
             Prompts per batch of that evaluation.
     """
 
     dataset: str = field(
         default="sudoku",
-        metadata={"help": "'sudoku', a d1 Sudoku .csv file, 'openai/gsm8k', or a Hub dataset with a prompt column."},
+        metadata={
+            "help": "'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'openai/gsm8k', or a "
+            "Hub dataset with a prompt column."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": "sudoku_reward, names of trl.rewards, or dotted paths. Defaults to the dataset's own."},
+        metadata={
+            "help": "sudoku_reward, countdown_reward, names of trl.rewards, or dotted paths. Defaults to the "
+            "dataset's own."
+        },
     )
     num_test: int | None = field(
         default=None,
         metadata={
-            "help": "Held-out rows to evaluate on before and after (default: 256 of generated Sudoku, else all); 0 "
+            "help": "Held-out rows to evaluate on before and after (default: 256 of generated tasks, else all); 0 "
             "skips the evaluation."
         },
     )
