@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 import trl_diffusion.scripts.tasks as tasks
-from trl_diffusion import DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
+from trl_diffusion import BGPOTrainer, DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import Completions, complete
 from trl_diffusion.scripts.rl import RLScriptArguments, _without_secrets, run_rl
@@ -265,7 +265,7 @@ def test_the_benchmark_of_the_demos_prints_a_row_per_seed(monkeypatch, capsys):
     ]
 
 
-def short_config(folder, **kwargs):
+def short_config(folder, config_class=TraceRLConfig, **kwargs):
     settings = {
         "num_generations": 2,
         "per_device_train_batch_size": 4,
@@ -277,21 +277,23 @@ def short_config(folder, **kwargs):
         "report_to": "none",
         "save_strategy": "no",
     }
-    return TraceRLConfig(output_dir=str(folder), **{**settings, **kwargs})
+    return config_class(output_dir=str(folder), **{**settings, **kwargs})
 
 
-def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trainer_class", [TraceRLTrainer, BGPOTrainer])
+def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(trainer_class, tmp_path, monkeypatch):
     """`--model_name_or_path <chat model> --dataset openai/gsm8k --use_peft`, with the dataset's rows made here."""
     tokenizer = character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
     tokenizer.chat_template = CHAT
     random_model("sdar", tokenizer, max_position_embeddings=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(tasks, "load_dataset", lambda *args: DatasetDict(train=GSM8K, test=GSM8K))
-    config = short_config(tmp_path / "out", max_completion_length=8, unmasking="threshold", threshold=0.9)
+    settings = {"max_completion_length": 8, "unmasking": "threshold", "threshold": 0.9}
+    config = short_config(tmp_path / "out", trainer_class._config_class, **settings)
     model_args = ModelConfig(
         model_name_or_path=str(tmp_path / "model"), use_peft=True, lora_target_modules="all-linear"
     )
-    results = run_rl(TraceRLTrainer, RLScriptArguments(dataset="openai/gsm8k"), config, model_args)
+    results = run_rl(trainer_class, RLScriptArguments(dataset="openai/gsm8k"), config, model_args)
     assert 0 <= results["solve_rate_before"] <= 1 and results["reward_curve"]
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     card = (tmp_path / "out" / "README.md").read_text()
