@@ -32,7 +32,7 @@ PARTS = "abcd"
 def cells_of(args) -> list[TrainingCell | GradientCell]:
     """The cells of the parts, without repetition, seed by seed: with a part of them a table can be made already."""
     trained = {"rollouts": args.rollouts, "prompts": args.prompts, "num_test": args.num_test}
-    drawn = {"prompts": args.prompts, "repeats": args.repeats, "reference": args.reference}
+    drawn = {"prompts": args.gradient_prompts, "repeats": args.repeats, "reference": args.reference}
     drawn["mc_samples"] = tuple(args.mc_samples)
     # On-policy all objectives have the gradient of the first. Those of one distance share a reference: in a row.
     gradients = {(0, name): "d" for name in SCHEMES} | {(u, name): "a" for u in UPDATES[1:] for name in OBJECTIVES}
@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None):
     run.add_argument("--rollouts", type=int, default=TrainingCell.rollouts, help="generation batches of a training")
     run.add_argument("--num_test", type=int, default=TrainingCell.num_test, help="held-out problems")
     run.add_argument("--mc_samples", type=int, nargs="+", default=GradientCell.mc_samples, help="n of the gradients")
+    run.add_argument("--gradient_prompts", type=int, default=GradientCell.prompts, help="prompts of the gradients")
     run.add_argument("--repeats", type=int, default=GradientCell.repeats, help="gradients for each n")
     run.add_argument("--reference", type=int, default=GradientCell.reference, help="n of the reference")
     run.add_argument("--overwrite", action="store_true", help="measure cells anew that are there")

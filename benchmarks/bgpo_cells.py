@@ -133,7 +133,7 @@ class TrainingCell:
     task: str
     variant: str
     seed: int
-    rollouts: int = 40
+    rollouts: int = 30
     prompts: int = 16
     num_test: int = 256
 

@@ -33,7 +33,7 @@ SCHEMES = ("bgpo", "stratified", "antithetic", "stratified-antithetic")
 
 # Optimizer steps between the rollouts' policy and the one measured. At the trainings' 3e-4 two of them leave weights
 # exp(d_j) of which one alone makes up the gradient, and no reference can be drawn.
-UPDATES = (0, 2, 4)
+UPDATES = (0, 2)
 UPDATE_SETTINGS = {"update_learning_rate": 1e-5, "copies_of_updates": 4}
 
 
@@ -127,7 +127,7 @@ class GradientCell:
     estimator: str
     updates: int
     seed: int
-    prompts: int = 16
+    prompts: int = 8
     mc_samples: tuple[int, ...] = (1, 2, 4, 8, 16)
     repeats: int = 8
     reference: int = 256
