@@ -3,6 +3,8 @@
 
 """BGPO's objectives: the bound, and losses and gradients against whole graphs in fp64."""
 
+import math
+
 import pytest
 import slow_elbo as slow
 import torch
@@ -91,6 +93,54 @@ def test_large_differences_overflow_nowhere():
     ratio.sum().backward()
     assert ratio.tolist() == [2001.0, 0.0, 1.5]  # log(1 + d) would be a NaN at −2000
     assert differences.grad.tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["bgpo", "elbo"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("shift", [800, -800])
+def test_clips_hold_where_the_exponential_overflows(tokenizer, tmp_path, kind, sign, shift):
+    """One token may move by 0.8 nats at a weight of 1000. A clipped row has the gradient 0, not 0 · ∞."""
+    model = random_model("llada", tokenizer)
+    settings = {"num_iterations": 2, "epsilon": 0.2, "delta": 3.0, "num_mc_samples": 2}
+    trainer = rl_trainer("bgpo", model, tokenizer, tmp_path, objective=kind, **settings)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = generated_batch(trainer)
+    inputs["advantages"] = torch.full((8,), float(sign))
+    inputs["old_elbos"][0] -= shift
+    found = loss_and_gradient(trainer, inputs)
+    assert abs(found[0]) <= 100 and all(
+        gradient.isfinite().all() for gradient in found[1]
+    )  # 1 + d is not clipped below
+
+
+def test_the_clamp_bounds_differences(tokenizer, tmp_path):
+    for kind, expected in (("bgpo", [-1.5, -math.exp(-0.5)]), ("elbo", [-math.exp(0.5), -math.exp(-0.5)])):
+        trainer = rl_trainer(
+            "bgpo",
+            random_model("llada", tokenizer),
+            tokenizer,
+            tmp_path,
+            objective=kind,
+            num_iterations=2,
+            log_ratio_clamp=0.5,
+            num_mc_samples=2,
+        )
+        trainer.current_gradient_accumulation_steps = 1
+        inputs = generated_batch(trainer)
+        for shift, wanted in zip((3.0, -3.0), expected, strict=True):
+            moved = {**inputs, "old_elbos": inputs["old_elbos"] - shift, "advantages": torch.ones(8)}
+            wanted = -0.5 if kind == "bgpo" and shift < 0 else wanted  # 1 + d
+            assert loss_and_gradient(trainer, moved)[0] == pytest.approx(wanted, rel=1e-5)
+            assert all(not gradient.any() for gradient in loss_and_gradient(trainer, moved)[1])
+
+
+def test_rows_that_are_left_out_count_nothing(tokenizer, tmp_path):
+    trainer = rl_trainer("bgpo", random_model("llada", tokenizer), tokenizer, tmp_path, num_mc_samples=2)
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = generated_batch(trainer)
+    inputs["advantages"] = torch.arange(8).float()
+    inputs["completion_mask"][5:] = 0
+    assert loss_and_gradient(trainer, inputs)[0] == pytest.approx(-(0 + 1 + 2 + 3 + 4) / 8)
 
 
 def test_clips_of_whole_completions():

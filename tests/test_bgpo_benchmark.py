@@ -75,7 +75,21 @@ def test_memory_grows_with_the_copies_in_the_naive_graph_alone(benchmark, capsys
 
 def test_cells_are_measured_once_and_reported(benchmark, tmp_path, capsys):
     run = ["run", "--parts", "a", "d", "--seeds", "1", "--tasks", "sudoku", "--output", str(tmp_path)]
-    run += ["--prompts", "2", "--gradient_prompts", "2", "--num_test", "4", "--repeats", "2", "--reference", "4", "--mc_samples", "1", "2"]
+    run += [
+        "--prompts",
+        "2",
+        "--gradient_prompts",
+        "2",
+        "--num_test",
+        "4",
+        "--repeats",
+        "2",
+        "--reference",
+        "4",
+        "--mc_samples",
+        "1",
+        "2",
+    ]
     benchmark.main([*run, "--rollouts", "2"])
     assert "16 cells, 0 of them there already" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

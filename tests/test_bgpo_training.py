@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from conftest import random_model
 from peft import LoraConfig, PeftModel
 from rl import generated_batch, prompts, rl_trainer, share_of_ones
@@ -73,6 +73,9 @@ def test_forward_passes_of_an_update(tokenizer, tmp_path, kind, updates, beta, p
     trainer.model.register_forward_hook(lambda *args: calls.append(1))
     trainer._compute_loss(trainer.model, inputs).backward()
     assert len(calls) == passes
+    with torch.no_grad():
+        trainer._compute_loss(trainer.model, inputs)
+    assert len(calls) == passes + 4  # in evaluation one pass is enough
 
 
 # Diagnostics
@@ -171,9 +174,11 @@ def test_the_variance_is_estimated_without_bias():
 def test_estimating_the_variance_changes_nothing_else(tokenizer, tmp_path):
     ends = []
     for steps in (None, 2):
-        trainer = bgpo(
-            tokenizer, tmp_path, objective="elbo", num_iterations=2, max_steps=4, gradient_variance_steps=steps
-        )
+        settings = {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.002, "gradient_variance_steps": steps}
+        # Dropout, whose draws are not to be moved on.
+        lora = LoraConfig(target_modules="all-linear", r=2, lora_dropout=0.3, init_lora_weights=False)
+        torch.manual_seed(0)
+        trainer = bgpo(tokenizer, tmp_path, objective="elbo", peft_config=lora, **settings)
         trainer.train()
         ends.append([p.detach().clone() for p in trainer.model.parameters()])
         measured = [row["step"] for row in trainer.state.log_history if "gradient/mc_variance" in row]
@@ -261,6 +266,61 @@ def test_evaluation_runs_and_moves_nothing(family, tokenizer, tmp_path):
     first, second = (trainer.evaluate(prompts(4)) for _ in range(2))
     assert first["eval_elbo/per_token"] == second["eval_elbo/per_token"] < 0
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_every_chunk_and_model_is_scored_with_its_own(tokenizer, tmp_path):
+    """Chunks of three of eight rows, of different lengths; a policy that has left the reference."""
+    random_model("llada", tokenizer, seed=6).save_pretrained(tmp_path / "model")
+    settings = {"num_iterations": 2, "beta": 0.1, "num_mc_samples": 3}
+    trainer = rl_trainer("bgpo", str(tmp_path / "model"), tokenizer, tmp_path, **settings)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trainer.args.per_device_train_batch_size = 3
+    inputs = generated_batch(trainer)
+    assert len(inputs["completion_mask"].sum(1).unique()) > 1
+    for j, view in enumerate(trainer.draw_views(inputs)):
+        with torch.no_grad():
+            own, reference = (
+                trainer._token_logprobs(m, inputs, view).logprobs for m in (trainer.model, trainer.ref_model)
+            )
+        assert torch.allclose(inputs["old_elbos"][:, j].float(), (own * view.weight).sum(1), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(inputs["ref_view_logps"][:, j], reference, atol=1e-5)
+        assert not torch.allclose(own, reference, atol=1e-2)
+
+
+def test_dropout_off_policy_is_warned_of(tokenizer, tmp_path, caplog):
+    lora = LoraConfig(target_modules="all-linear", r=2, lora_dropout=0.1)
+    for settings, count in (({}, 0), ({"num_iterations": 2}, 1), ({"num_iterations": 2, "disable_dropout": True}, 1)):
+        with caplog.at_level("WARNING", logger="trl_diffusion"):
+            bgpo(tokenizer, tmp_path, peft_config=lora, **settings)
+        assert caplog.text.count("Dropout is on (up to 0.1)") == count
+
+
+def test_shards_have_no_whole_gradients(tokenizer, tmp_path, monkeypatch):
+    trainer = bgpo(tokenizer, tmp_path, gradient_variance_steps=1)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="FSDP shards"):
+        trainer._check_whole_gradients()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_mc_samples": 8}, "with num_mc_samples=4; this run has 8"),
+        ({"noise_levels": "stratified"}, "with noise_levels='uniform'; this run has 'stratified'"),
+        ({"objective": "sequence"}, "with normalize_length=False; this run has True"),
+        ({"temperature": 0.5}, "with temperature=0.9; this run has 0.5"),
+    ],
+)
+def test_rollouts_of_other_settings_are_not_resumed(tokenizer, tmp_path, change, message):
+    settings = {"num_iterations": 2, "save_strategy": "steps", "save_steps": 1}
+    bgpo(tokenizer, tmp_path, **settings, max_steps=2).train()
+    again = bgpo(tokenizer, tmp_path, **{**settings, **change}, max_steps=3)
+    with pytest.raises(ValueError, match=message):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    # Where a new generation begins there is nothing to contradict.
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_equal_rewards_move_nothing(tokenizer, tmp_path):

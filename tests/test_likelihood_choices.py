@@ -11,6 +11,7 @@ from rl import generated_batch, rl_trainer
 from test_rl import replayed
 
 from trl_diffusion import DiffusionGRPOConfig, MaskedView, TraceRLConfig
+from trl_diffusion.likelihood import view_noise
 
 
 pytestmark = pytest.mark.usefixtures("norms_in_fp64")
@@ -90,6 +91,39 @@ def test_loss_and_gradient_equal_a_slow_loop(family, tokenizer, tmp_path, kind, 
         assert (found - parameter.grad).norm() <= 1e-5 * parameter.grad.norm() + 1e-9
 
 
+def test_which_copies_are_drawn(family, tokenizer, tmp_path):
+    """Not by way of `draw_views`, from which the slow loops take them."""
+    trainer = grpo(tokenizer, tmp_path, family, likelihood="coupled")
+    inputs = generated_batch(trainer)
+    mask, noise = inputs["completion_mask"].bool(), view_noise(inputs["view_seed"], 1, 9)
+    assert not mask.all()
+    whole, first, second = trainer.draw_views(inputs)
+    level = 0.2 + 0.6 * noise[:, 0, 0, :1]
+    assert whole.masked.all() and torch.equal(whole.target, mask)
+    assert torch.equal(first.masked, (noise[:, 0, 1] < level) | ~mask)
+    assert torch.equal(second.masked, (noise[:, 0, 1] >= level) | ~mask)
+    assert torch.allclose(first.weight * level, torch.full((8, 9), 0.25))
+    trainer.args.likelihood = "random_mask"
+    (view,) = trainer.draw_views(inputs)
+    groups = torch.zeros(8, 9, dtype=torch.long) if family == "llada" else trainer._groups(inputs)
+    assert torch.equal(view.masked & ~mask, ~mask) and view.weight is None
+    for row in range(8):
+        for block in groups[row].unique().tolist():
+            own = mask[row] & (groups[row] == block)
+            size = int(own.sum())
+            # A whole number of tokens of each block, uniform over 1 … its size.
+            assert int(view.target[row][own].sum()) == (int(noise[row, 0, 0, block] * size) + 1 if size else 0)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo"])
+def test_means_of_random_masks_are_over_the_tokens_that_are_scored(tokenizer, tmp_path, loss_type):
+    """With the ratio 1 and A = 1 everywhere the mean is 1, whatever was drawn."""
+    trainer = grpo(tokenizer, tmp_path, likelihood="random_mask", loss_type=loss_type)
+    inputs = generated_batch(trainer)
+    inputs["advantages"] = torch.ones(8)
+    assert trainer._compute_loss(trainer.model, inputs).item() == pytest.approx(-1.0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forward_pass_per_view(family, tokenizer, tmp_path, kind):
     trainer = grpo(tokenizer, tmp_path, family, likelihood=kind)
@@ -138,9 +172,12 @@ def test_traces_are_replayed(family, tokenizer, tmp_path):
 
 
 def test_noise_in_the_prompt_does_not_depend_on_its_padding(tokenizer, tmp_path):
-    trainer = grpo(tokenizer, tmp_path, prompt_mask_probability=0.5)
+    trainer = grpo(tokenizer, tmp_path, prompt_mask_probability=0.3)
     inputs = generated_batch(trainer)
     (view,) = trainer.draw_views(inputs)
+    noise = view_noise(inputs["view_seed"], 1, inputs["prompt_ids"].size(1))[:, 0, 0].flip(1)
+    assert torch.equal(view.prompt_masked, (noise < 0.3) & inputs["prompt_mask"].bool())
+    assert grpo(tokenizer, tmp_path).args.prompt_mask_probability == 0.15  # d1's
     padded = dict(inputs)
     for name in ("prompt_ids", "prompt_mask"):
         padded[name] = torch.cat([torch.zeros_like(inputs[name]), inputs[name]], dim=1)

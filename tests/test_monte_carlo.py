@@ -183,6 +183,12 @@ def test_only_what_may_be_masked_is(levels, antithetic):
             own = view.weight.where(maskable & (group == block), torch.nan)
             spread = own.nan_to_num(-1e9).amax(1) - own.nan_to_num(1e9).amin(1)
             assert (spread[own.isfinite().any(1)] == 0).all()  # one level in a block
+        # And levels of their own, in different blocks and rows.
+        first, second = (view.weight[:, 7 * block] for block in (2, 3))
+        both = (maskable & (group == 2)).any(1) & (maskable & (group == 3)).any(1)
+        assert (first != second)[both].sum() > (10 if levels == "uniform" else 3)
+        if levels == "uniform":
+            assert len(view.weight[:, 0].unique()) == 20
     if antithetic:
         for a, b in zip(views[::2], views[1::2], strict=True):
             both, neither = (a.target & b.target).sum(), (maskable & ~a.target & ~b.target).sum()

@@ -255,12 +255,11 @@ def terms_of_sum(
             The sum where it is known, or where f′ does not depend on it: the first pass is then left out.
 
     Returns:
-        The terms, whose values are 0, and f, a scalar without graph.
+        The terms, whose values are 0 (none where gradients are off), and f, a scalar without graph.
     """
     view_scores = list(view_scores)
     if total is None:
-        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), same_random_numbers(accelerator):
             total = _sum(score() for score in view_scores)
     total = total.detach().requires_grad_()
     with torch.enable_grad():
@@ -271,7 +270,17 @@ def terms_of_sum(
         part = score()
         return (derivative * (part - part.detach())).sum()
 
+    if not torch.is_grad_enabled():
+        return [], value.detach()
     return [lambda score=score: term(score) for score in view_scores], value.detach()
+
+
+def same_random_numbers(accelerator: Accelerator):
+    """A context behind which random numbers (dropout) go on as if nothing had been drawn inside."""
+    device = accelerator.device
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def backward_by_sum(view_scores, objective, model: nn.Module, accelerator: Accelerator, total=None) -> torch.Tensor:
@@ -281,4 +290,4 @@ def backward_by_sum(view_scores, objective, model: nn.Module, accelerator: Accel
         `torch.Tensor`, a scalar: f, with the graph of the last view.
     """
     terms, value = terms_of_sum(view_scores, objective, accelerator, total)
-    return backward_by_view(terms, model, accelerator) + value if torch.is_grad_enabled() else value
+    return backward_by_view(terms, model, accelerator) + value if terms else value

@@ -57,7 +57,10 @@ class BGPOConfig(DiffusionGRPOConfig):
             Dual clip: where A < 0 the ratio counts at most this, e.g. 3. `None`: no dual clip.
         gradient_variance_steps (`int`, *optional*):
             Optimizer steps between estimates of the Monte-Carlo variance of a micro-batch's gradient; one costs a
-            forward and backward pass more per copy, and two copies of the trained parameters. `None`: never.
+            forward and backward pass more per copy, and two copies of the trained parameters. With
+            `noise_levels="stratified"` it does not see what spreading the levels gains. `None`: never.
+        log_ratio_clamp (`float`, *optional*):
+            Bounds d_j, or B̂_θ − B̂_old, to ± this, and Δ of the KL's tokens. `None`: no bound.
 
     > [!NOTE]
     > Changed defaults: `likelihood="elbo"`; `epsilon` is `None` instead of 0.2, `use_bias_correction_kl` `False`. With

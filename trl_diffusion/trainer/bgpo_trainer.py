@@ -12,11 +12,11 @@ from torch import nn
 from transformers.utils import logging
 
 from ..generation import Rollout
-from ..likelihood import MaskedView, backward_by_view, score_view, terms_of_sum
+from ..likelihood import MaskedView, backward_by_view, same_random_numbers, score_view, terms_of_sum
 from .bgpo_config import BGPOConfig
 from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
 from .gradient_variance import gradient_variance, squared_norm
-from .objectives import KL_ESTIMATORS, bound_ratio, clipped_gain
+from .objectives import KL_ESTIMATORS, bound_ratio, bounded_exp, clipped_gain
 
 
 logger = logging.get_logger(__name__)
@@ -74,11 +74,20 @@ class BGPOTrainer(DiffusionGRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._warned_of_spread = False
-        kind = self.accelerator.distributed_type
-        if self.args.gradient_variance_steps and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        self._check_whole_gradients()
+        if (self._is_off_policy or self.beta != 0.0) and self._largest_dropout() > 0:
+            logger.warning(
+                f"Dropout is on (up to {self._largest_dropout()}), with other draws for the old, the current and the "
+                "reference policy: the differences of their ELBOs, with weights of up to 1/min_noise_level, then hold "
+                "its noise. Set lora_dropout=0 (disable_dropout=True for the model's own)."
+            )
+
+    def _check_whole_gradients(self):
+        steps, kind = self.args.gradient_variance_steps, self.accelerator.distributed_type
+        if steps is not None and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise ValueError(
-                f"gradient_variance_steps={self.args.gradient_variance_steps} needs whole gradients on every process, "
-                f"and {kind.value} shards them. Leave it out, or measure with DDP."
+                f"gradient_variance_steps={steps} needs whole gradients on every process, and {kind.value} shards "
+                "them. Leave it out, or measure with DDP."
             )
 
     # Likelihood
@@ -133,7 +142,7 @@ class BGPOTrainer(DiffusionGRPOTrainer):
         if mode == "train" and self._measures_variance():
             self._log_gradient_variance(inputs)
         terms, value = self._loss_terms(model, inputs, mode, totals)
-        loss = backward_by_view(terms, model, self.accelerator) + value
+        loss = value + (backward_by_view(terms, model, self.accelerator) if terms else 0.0)
         self._log_samples(mode, totals)
         return loss.to(inputs["advantages"].dtype)
 
@@ -167,7 +176,7 @@ class BGPOTrainer(DiffusionGRPOTrainer):
         def objective(total: torch.Tensor) -> torch.Tensor:
             elbo, kl = total
             difference = elbo - (elbo.detach() if old is None else old.mean(dim=1))
-            return loss(torch.exp(self._clamped(difference)), kl)
+            return loss(bounded_exp(self._clamped(difference)), kl)
 
         scores = [lambda sample=sample: sample() / len(views) for sample in samples]
         # On-policy the ratio is 1, whatever the sums are.
@@ -219,8 +228,8 @@ class BGPOTrainer(DiffusionGRPOTrainer):
                     f"The differences d_j of the ELBO's samples to those before the updates spread by {spread:.1f} "
                     f"nats (step {self.state.global_step}): a few samples with large exp(d_j) make up the gradient. "
                     "Update less often on a rollout (num_iterations, steps_per_generation), lower learning_rate, "
-                    "raise num_mc_samples, or set noise_levels='stratified', normalize_length=True or epsilon. The "
-                    "metrics elbo/difference_* follow it; this warning is not repeated."
+                    "raise num_mc_samples, switch dropout off, or set noise_levels='stratified', epsilon or "
+                    "normalize_length=True. The metrics elbo/difference_* follow it; this warning is not repeated."
                 )
         for name, mean in means.items():
             metrics[name].append(mean)
@@ -233,8 +242,7 @@ class BGPOTrainer(DiffusionGRPOTrainer):
     def _log_gradient_variance(self, inputs: dict[str, torch.Tensor]):
         """The Monte-Carlo variance of the gradient of a micro-batch of all processes."""
         model = self.accelerator.unwrap_model(self.model)  # whose hooks of DDP would wait for a backward pass
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with same_random_numbers(self.accelerator):
             terms, _ = self._loss_terms(model, inputs, "train", {})
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             own, gradient = gradient_variance(terms, trained, self.args.antithetic)

@@ -210,7 +210,7 @@ class DiffusionGRPOTrainer(
             output.pop(placeholder, None)
         if mode == "train":
             self._choose_rows(output)
-        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+        output["num_items_in_batch"] = self.accelerator.gather(self._scored_tokens(output).sum()).sum()
         if mode == "train":
             self._set_advantages(output)
             if self._is_off_policy:
@@ -251,12 +251,10 @@ class DiffusionGRPOTrainer(
 
     def _compute_loss(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         mode = "train" if self.model.training else "eval"
-        mask = inputs["completion_mask"].bool()  # (B, C)
+        mask = self._scored_tokens(inputs)  # (B, C)
         views = self._views_of(inputs)
         advantages = inputs["advantages"]
         advantages = advantages[:, None] if advantages.ndim == 1 else advantages  # (B, 1) or (B, C)
-        if self.args.likelihood == "random_mask":
-            mask = views[0].target  # means are over the tokens that are scored
         normalizer = self._normalizer(self.args.loss_type, {**inputs, "completion_mask": mask}, mode)
         totals: dict[str, torch.Tensor] = {}
 

@@ -15,7 +15,8 @@ def gradient_variance(
 
         Var(Σ_j g_j) ≈ n/(n − 1) · (Σ_j |g_j|² − |Σ_j g_j|² / n)
 
-    the sum over all parameters. Nothing is accumulated into `.grad`.
+    the sum over all parameters. Nothing is accumulated into `.grad`. The samples of stratified noise levels depend on
+    each other, which this does not see: it is then the variance without what the spreading gains.
 
     Args:
         terms (`Iterable[Callable[[], torch.Tensor]]`):

@@ -130,8 +130,14 @@ class LikelihoodMixin:
     def _random_mask_views(self, inputs: dict[str, torch.Tensor]) -> list[MaskedView]:
         """UniGRPO (MMaDA, arXiv 2505.15809): a share of the completion, uniformly drawn, is masked and scored."""
         (view,) = self._elbo_views(inputs, 1, levels="stratified")
-        view.weight = None  # the mean is over the tokens that are scored
+        view.weight = None  # means are over the tokens that are scored
         return [view]
+
+    def _scored_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The tokens that the loss is a mean over, (B, C)."""
+        if self.args.likelihood == "random_mask":
+            return self._random_mask_views(inputs)[0].target
+        return inputs["completion_mask"].bool()
 
     def _trace_views(self, inputs: dict[str, torch.Tensor], shrinkage: int = 1) -> list[MaskedView]:
         """The states of the sampler's own trajectory (TraceRL, arXiv 2509.06949)."""
@@ -237,6 +243,11 @@ class LikelihoodMixin:
             return rollout.logprobs * output["completion_mask"]
         return self._score(self.model, output)
 
+    def _largest_dropout(self) -> float:
+        """The largest probability with which training drops anything out."""
+        dropped = [module.p for module in self.model.modules() if isinstance(module, nn.Dropout)]
+        return max([*dropped, getattr(diffusion_model(self.model).config, "attention_dropout", 0.0)])
+
     def _why_not_replayed(self, output: dict[str, torch.Tensor], rollout: Rollout) -> str | None:
         """Why the views do not find the log-probabilities that tokens were drawn with; `None` where they do."""
         if self.args.likelihood not in ("trace", "autoregressive"):
@@ -250,8 +261,7 @@ class LikelihoodMixin:
             return f"rollouts have blocks of {rollout.block_length}, training of {block_length}"
         if self.accelerator.mixed_precision != "no" or family.dtype not in (torch.float32, torch.float64):
             return "below fp32 a token's log-probability depends on the shape of the pass that computes it"
-        dropped = max((module.p for module in self.model.modules() if isinstance(module, nn.Dropout)), default=0.0)
-        if dropped > 0 or getattr(family.config, "attention_dropout", 0.0) > 0:
+        if self._largest_dropout() > 0:
             return "dropout is on in training, and off in rollouts"
         if getattr(family, "is_quantized", False):
             return "quantized layers compute below fp32"

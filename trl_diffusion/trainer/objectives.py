@@ -132,9 +132,17 @@ def bound_ratio(differences: torch.Tensor, advantages: torch.Tensor) -> torch.Te
     Returns:
         `torch.FloatTensor` of shape (B,).
     """
-    # The exponential of the others could overflow, and its gradient, 0 · ∞, is a NaN.
-    exponential = torch.exp(differences.masked_fill(advantages >= 0, 0.0))
-    return torch.where(advantages >= 0, 1 + differences, exponential)
+    return torch.where(advantages >= 0, 1 + differences, bounded_exp(differences))
+
+
+# e^80 is 5.5e34: with weights and advantages it still fits fp32, in which gradients end up.
+_LARGEST_EXPONENT = 80.0
+
+
+def bounded_exp(values: torch.Tensor) -> torch.Tensor:
+    """exp of values up to 80, and a constant beyond. Where it overflows, a clip or a `where` that leaves it out would
+    still have its gradient in it: 0 · ∞, a NaN."""
+    return torch.exp(values.clamp(max=_LARGEST_EXPONENT))
 
 
 def clipped_value_loss(
@@ -165,8 +173,8 @@ def token_weights(loss_type: str, view: MaskedView, mask: torch.Tensor) -> torch
     Args:
         loss_type (`str`):
             `"step"`: 1/|τˢ(k)|, the mean over the tokens of a row's step (TraceRL's objective), the view's `group`
-            telling the steps of different blocks apart. `"grpo"`: 1/|o|, the
-            mean over a row's completion. `"bnpo"`, `"dr_grpo"`, `"dapo"`: 1.
+            telling the steps of different blocks apart. `"grpo"`: 1/|o|, the mean over a row's completion. `"bnpo"`,
+            `"dr_grpo"`, `"dapo"`: 1.
         view ([`MaskedView`]):
             Its `target` and `group`.
         mask (`torch.BoolTensor` of shape (B, C)):

@@ -37,6 +37,23 @@ class ResumableRolloutsMixin:
 
     _epoch_sampler: EpochRepeatSampler | None = None
 
+    # Fields of the config, where it has them, that what is kept of a rollout depends on: its views and old scores.
+    _ROLLOUT_FIELDS = (
+        "likelihood",
+        "prompt_mask_probability",
+        "num_mc_samples",
+        "noise_levels",
+        "antithetic",
+        "min_noise_level",
+        "normalize_length",
+        "temperature",
+    )
+
+    def _rollout_settings(self) -> dict:
+        args = self.args
+        settings = {name: getattr(args, name) for name in self._ROLLOUT_FIELDS if hasattr(args, name)}
+        return settings | {"beta is not 0": args.beta != 0}
+
     def _get_train_sampler(self, dataset=None):
         dataset = self.train_dataset if dataset is None else dataset
         self._epoch_sampler = EpochRepeatSampler(
@@ -85,6 +102,7 @@ class ResumableRolloutsMixin:
             "rollouts": self._buffered_inputs,
             "block_lengths": tuple(self._current_block_lengths),
             "num_processes": self.accelerator.num_processes,
+            "settings": self._rollout_settings(),
         }
         torch.save(state, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
@@ -110,6 +128,15 @@ class ResumableRolloutsMixin:
                 f"steps_per_generation={found[1]}; this run has {wanted[0]} with {wanted[1]}. Run it as it was, or "
                 "start from its weights instead (model=…)."
             )
+        was = state.get("settings", {})
+        in_the_middle = state["step"] % (self.args.steps_per_generation * self.num_iterations) != 0
+        for name, value in self._rollout_settings().items():
+            if in_the_middle and was.get(name) != value:
+                raise ValueError(
+                    f"resume_from_checkpoint={checkpoint!r} is in the middle of rollouts with {name}="
+                    f"{was.get(name, 'unknown')!r}; this run has {value!r}. Run it as it was, or start from its "
+                    "weights instead (model=…)."
+                )
         self._step, self._buffered_inputs = state["step"], state["rollouts"]
         # A schedule may be further already than the rollouts are.
         self._remember_block_lengths(BlockLengths(*state["block_lengths"]))
