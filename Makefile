@@ -1,4 +1,5 @@
-# make demo        reinforcement learning (TraceRL) on a shipped tiny checkpoint; DEMO_ARGS="..." for the script
+# make demo        reinforcement learning on a shipped tiny checkpoint: TraceRL; BGPO with DEMO=bgpo;
+#                  DEMO_ARGS="..." for the script
 # make test        style, import floors and every test; PYTEST_ARGS="..." for pytest
 # make lint        style and import floors alone
 # make wheel-test  build the wheel, install it into a clean environment and use it there
@@ -6,6 +7,7 @@
 # make clean       remove caches and build results; .venv and trained models stay
 
 PYTHON ?= python3
+DEMO ?= tracerl
 DEMO_ARGS ?=
 DEMO_THREADS ?= 2
 PYTEST_ARGS ?=
@@ -24,7 +26,7 @@ test wheel-test: export HF_HUB_OFFLINE := 1
 # It uses a GPU where there is one.
 demo: $(INSTALLED)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $(DEMO_THREADS) examples/tracerl.py $(DEMO_ARGS)
+		--num_cpu_threads_per_process $(DEMO_THREADS) examples/$(DEMO).py $(DEMO_ARGS)
 
 # The wheel test is one of tests/.
 test: lint

@@ -1,10 +1,11 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Train the tiny Sudoku checkpoints that the package ships, from random weights, on a CPU.
+"""Train the tiny checkpoints that the package ships, from random weights, on a CPU.
 
     python examples/pretrain_tiny.py --family llada --output_dir sudoku-llada-tiny
     python examples/pretrain_tiny.py --family sdar --max_steps 1400 --num_examples 60000 --output_dir sudoku-sdar-tiny
+    python examples/pretrain_tiny.py --task countdown --output_dir countdown-llada-tiny
 
 The data mixes right solutions with a systematically wrong procedure, so that greedy decoding follows the procedure
 while samples hold both: what reinforcement learning is to bring out is there, and not shown yet.
@@ -17,19 +18,33 @@ from trl import TrlParser
 
 from trl_diffusion import DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer
 from trl_diffusion.models import LLaDAConfig, LLaDAModelLM, SDARConfig, SDARForCausalLM
-from trl_diffusion.tasks import character_tokenizer, pretraining_dataset
+from trl_diffusion.tasks import (
+    COUNTDOWN_ALPHABET,
+    TINY_COUNTDOWN_CANVAS,
+    character_tokenizer,
+    countdown_pretraining_dataset,
+    pretraining_dataset,
+)
+
+
+# For each task: its characters, the longest answer with EOS, the denoising steps that suit it, and its data.
+TASKS = {
+    "sudoku": ("01234", 17, 8, pretraining_dataset),
+    "countdown": (COUNTDOWN_ALPHABET, TINY_COUNTDOWN_CANVAS, 4, countdown_pretraining_dataset),
+}
 
 
 @dataclass
 class TinyArguments:
     """The model and its data."""
 
+    task: str = field(default="sudoku", metadata={"help": "What it is to do.", "choices": ["sudoku", "countdown"]})
     family: str = field(default="llada", metadata={"help": "Model family.", "choices": ["llada", "sdar"]})
     num_examples: int = field(default=180_000, metadata={"help": "Rows of the training data."})
     correct_fraction: float = field(default=0.4, metadata={"help": "Share of right solutions in the data."})
     hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
     num_layers: int = field(default=4, metadata={"help": "Layers of the model."})
-    block_length: int = field(default=4, metadata={"help": "Attention block of the SDAR model."})
+    attention_block: int = field(default=4, metadata={"help": "Attention block of the SDAR model."})
 
 
 @dataclass
@@ -52,6 +67,7 @@ class TinyConfig(DiffusionSFTConfig):
 
 def build_model(args: TinyArguments, tokenizer):
     """A model with random weights, and the generation settings that suit the task."""
+    _, canvas_length, num_denoising_steps, _ = TASKS[args.task]
     special = {
         "vocab_size": len(tokenizer),
         "mask_token_id": tokenizer.mask_token_id,
@@ -74,12 +90,12 @@ def build_model(args: TinyArguments, tokenizer):
                 **shape,
                 num_key_value_heads=2,
                 head_dim=args.hidden_size // 4,
-                block_length=args.block_length,
+                block_length=args.attention_block,
             )
         )
     model.generation_config = DiffusionGenerationConfig(
-        max_new_tokens=17,
-        num_denoising_steps=8,
+        max_new_tokens=canvas_length,
+        num_denoising_steps=num_denoising_steps,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -89,11 +105,15 @@ def build_model(args: TinyArguments, tokenizer):
 def main():
     args, config = TrlParser((TinyArguments, TinyConfig)).parse_args_and_config()
     set_seed(config.seed)
-    tokenizer = character_tokenizer("01234", model_max_length=128)
+    alphabet, canvas_length, _, dataset = TASKS[args.task]
+    tokenizer = character_tokenizer(alphabet, model_max_length=128)
+    if args.task == "countdown" and config.canvas_length is None:
+        # Its answers differ in length: on a canvas of one length, filled with EOS, the model learns where they end.
+        config.canvas_length = canvas_length
     trainer = DiffusionSFTTrainer(
         model=build_model(args, tokenizer),
         args=config,
-        train_dataset=pretraining_dataset(args.num_examples, args.correct_fraction, seed=config.seed),
+        train_dataset=dataset(args.num_examples, args.correct_fraction, seed=config.seed),
         processing_class=tokenizer,
     )
     trainer.train()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from trl_diffusion import models
 from trl_diffusion.tasks import character_tokenizer
@@ -89,3 +91,15 @@ def every_family(request):
 @pytest.fixture
 def tokenizer():
     return character_tokenizer("01234")
+
+
+@pytest.fixture
+def norms_in_fp64(monkeypatch):
+    """The library's norms compute in fp32, whose rounding finite differences would see."""
+
+    def forward(self, hidden_states):
+        scale = hidden_states.pow(2).mean(-1, keepdim=True).add(self.variance_epsilon).rsqrt()
+        return self.weight * hidden_states * scale
+
+    for norm in (LlamaRMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)

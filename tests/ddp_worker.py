@@ -83,7 +83,36 @@ CASES: dict[str, dict[str, Any]] = {
         "truncated_reward": 0.5,
     },
 }
-RECORDED = ("completion_ids", "completion_mask", "advantages", "returns", "old_values")
+# The bound on-policy, in groups across processes; the exact objective off-policy, with two micro-batches.
+CASES["bound"] = {
+    "trainer": "bgpo",
+    "family": "llada",
+    "rows": 16,
+    "num_generations": 8,
+    "num_mc_samples": 4,
+    "noise_levels": "stratified",
+    "antithetic": True,
+    "learning_rate": 0.01,
+    "gradient_variance_steps": 2,
+}
+CASES["exact objective"] = {
+    "trainer": "bgpo",
+    "family": "sdar",
+    "lora": True,
+    "rows": 12,
+    "num_generations": 8,
+    "objective": "elbo",
+    "num_mc_samples": 3,
+    "gradient_accumulation_steps": 2,
+    "num_iterations": 2,
+    "max_steps": 5,
+    "learning_rate": 0.05,
+    "beta": 0.1,
+    "epsilon": 0.3,
+    "delta": 2.0,
+}
+CASES["coupled"] = {"trainer": "grpo", "family": "llada", "rows": 8, "likelihood": "coupled", "num_iterations": 2}
+RECORDED = ("completion_ids", "completion_mask", "advantages", "returns", "old_values", "old_elbos", "view_seed")
 
 
 def record_generations(trainer) -> list[dict[str, torch.Tensor]]:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs of TraceRL with a value model that kill themselves, and the runs that go on from what they left.
+"""Runs of TraceRL with a value model, and of BGPO, that kill themselves, and the runs that go on from what they left.
 
 Every run is a process of its own, forked from one that has only imported: nothing but files comes from one to the
 next, and the imports are paid for once.
@@ -30,12 +30,14 @@ SHARED = {
     "max_steps": 14,
     "num_iterations": 2,
     "learning_rate": 0.01,
-    "value_learning_rate": 0.02,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 2,
 }
 CASES = {
     "llada": {
+        "trainer": "tracerl",
+        "family": "llada",
+        "value_learning_rate": 0.02,
         "value_model": "full",
         "steps_per_generation": 2,
         "per_device_train_batch_size": 8,
@@ -43,6 +45,9 @@ CASES = {
         "save_total_limit": 1,
     },
     "sdar": {
+        "trainer": "tracerl",
+        "family": "sdar",
+        "value_learning_rate": 0.02,
         "value_model": "lora",
         "steps_per_generation": 4,
         "gradient_accumulation_steps": 2,
@@ -51,6 +56,20 @@ CASES = {
         "gamma": 0.9,
         "gae_lambda": 0.8,
         "block_length_schedule": {"0": 4, "6": 2},
+    },
+    # Two passes per update, with dropout; masks and old ELBOs come out of the checkpoint.
+    "bgpo": {
+        "trainer": "bgpo",
+        "family": "sdar",
+        "objective": "elbo",
+        "num_mc_samples": 3,
+        "beta": 0.05,
+        "steps_per_generation": 4,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.002,
+        "save_steps": 2,
+        "gradient_variance_steps": 3,
     },
 }
 # The lives of one run: what it resumes; where it dies: at the end of a step before its checkpoint is written, or in
@@ -69,6 +88,11 @@ LIVES = {
         (True, ("state", 7), 4),
         (True, ("step", 11), 6),
         (True, None, 10),
+    ],
+    "bgpo": [
+        (None, ("step", 7), 0),  # in mid-buffer
+        (True, ("optimizer", 10), 6),
+        (True, None, 8),
     ],
 }
 
@@ -112,12 +136,16 @@ def die_while_saving(trainer, place: str, step: int):
 def train(case: str, folder: Path, life: int | None):
     """One life of a run; `life=None`: the run that nothing happens to, which saves nothing either."""
     tokenizer = character_tokenizer("01234")
-    lora = LoraConfig(target_modules="all-linear", r=4, lora_alpha=16, lora_dropout=0.2) if case == "sdar" else None
+    settings = dict(CASES[case])
+    name, family = settings.pop("trainer"), settings.pop("family")
+    lora = LoraConfig(target_modules="all-linear", r=4, lora_alpha=16, lora_dropout=0.2) if family == "sdar" else None
     resume, death, _ = (None, None, 0) if life is None else LIVES[case][life]
-    settings = {**SHARED, **CASES[case], "save_strategy": "no" if life is None else "steps"}
+    settings = {**SHARED, **settings, "save_strategy": "no" if life is None else "steps"}
     # The weights that an adapter leaves alone are not in a checkpoint; they come with the model.
-    model = conftest.random_model(case, tokenizer, seed=50 + life if resume and lora is None else 0)
-    trainer = rl_trainer("tracerl", model, tokenizer, folder, peft_config=lora, **settings)
+    model = conftest.random_model(family, tokenizer, seed=50 + life if resume and lora is None else 0)
+    trainer = rl_trainer(name, model, tokenizer, folder, peft_config=lora, **settings)
+    value = getattr(trainer, "value", None)
+    models = {"policy": trainer.model} | ({} if value is None else {"value": value.model})
     place, step = death or (None, None)
     trainer.add_callback(Death(folder / f"start-{life}", step if place == "step" else None))
     if place in ("optimizer", "state"):
@@ -128,20 +156,21 @@ def train(case: str, folder: Path, life: int | None):
         np.random.seed(life)
         random.seed(life)
         with torch.no_grad():
-            for parameter in [*trainer.model.parameters(), *trainer.value.model.parameters()]:
+            for parameter in [parameter for model in models.values() for parameter in model.parameters()]:
                 if parameter.requires_grad:
                     parameter.uniform_(-1, 1)
     trainer.train(resume_from_checkpoint=resume if resume in (None, True) else str(folder / resume))
-    value = trainer.value
     state = {
-        "policy": {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad},
-        "value": {name: p.detach() for name, p in value.model.named_parameters() if p.requires_grad},
-        "policy optimizer": trainer.optimizer.state_dict(),
-        "value optimizer": value.optimizer.state_dict(),
-        "policy schedule": trainer.lr_scheduler.state_dict(),
-        "value schedule": value.scheduler.state_dict(),
-        "generator": torch.get_rng_state(),
+        model: {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        for model, module in models.items()
     }
+    state["generator"] = torch.get_rng_state()
+    state["policy optimizer"], state["policy schedule"] = (
+        trainer.optimizer.state_dict(),
+        trainer.lr_scheduler.state_dict(),
+    )
+    if value is not None:
+        state["value optimizer"], state["value schedule"] = value.optimizer.state_dict(), value.scheduler.state_dict()
     torch.save(state, folder / "state.pt")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 

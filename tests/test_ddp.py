@@ -11,8 +11,13 @@ from processes import run_two_processes
 
 # Not of the run: its clock. Not of the rows alone: means over micro-batches, which hold other rows together.
 TIMES = {"step_time"}
+# Processes estimate the variance from the samples of their own rows: another estimate of the same.
+ESTIMATES = {"gradient/mc_variance", "gradient/mc_variance_share"}
 CLIPPED = {f"clip_ratio/{where}_mean" for where in ("low", "high", "region")}
-PER_MICRO_BATCH = {"views", "entropy", "value/loss", "value/clip_ratio"} | CLIPPED
+PER_MICRO_BATCH = {"views", "entropy", "kl", "value/loss", "value/clip_ratio"} | CLIPPED
+PER_MICRO_BATCH |= {
+    f"elbo/{name}" for name in ("per_token", "difference_mean", "difference_std", "difference_above_one")
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,8 @@ def assert_equal_generations(found, expected):
         assert given.keys() == wanted.keys()
         for name in wanted:
             difference = (given[name].double() - wanted[name].double()).abs().max()
-            assert difference <= 1e-5, (generation, name)
+            # ELBOs are sums of log-probabilities with weights up to 1/t.
+            assert difference <= 1e-5 * max(1.0, wanted[name].double().abs().max() / 10), (generation, name)
 
 
 def assert_equal_parameters(found, expected):
@@ -65,9 +71,11 @@ def test_two_processes_equal_one_with_the_doubled_batch(case, two_processes, one
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_two_processes_log_what_one_does(case, two_processes, one_process):
-    skipped = TIMES | (PER_MICRO_BATCH if "gradient_accumulation_steps" in CASES[case] else set())
+    skipped = TIMES | ESTIMATES | (PER_MICRO_BATCH if "gradient_accumulation_steps" in CASES[case] else set())
     for given, wanted in zip(two_processes[case]["logs"], one_process(case)["logs"], strict=True):
         assert given.keys() == wanted.keys()
+        for name in ESTIMATES & wanted.keys():
+            assert wanted[name] / 3 < given[name] < wanted[name] * 3
         for name in wanted.keys() - skipped:
             assert given[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), (wanted["step"], name)
 

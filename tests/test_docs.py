@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import FAMILIES
 
+from trl_diffusion import BGPOConfig, DiffusionGRPOConfig
+from trl_diffusion.likelihood.monte_carlo import NOISE_LEVELS
+from trl_diffusion.trainer.bgpo_config import OBJECTIVES
+from trl_diffusion.trainer.likelihoods import LIKELIHOODS
+
 
 ROOT = Path(__file__).parents[1]
 MODELS = (ROOT / "docs" / "models.md").read_text()
@@ -79,6 +84,32 @@ def test_the_python_blocks_of_the_tracerl_page_run(tmp_path, monkeypatch):
         if metric.split("/")[0] in ("value", "trajectory", "advantages", "old_logprobs"):
             assert f"`{metric}`" in page, metric
     assert namespace["early_ones"]([[5, 6]], [[1, 2]]) == [[1.0, 0.5]]
+
+
+def test_the_python_blocks_of_the_bgpo_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "bgpo.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)  # the project's own text
+    logs = [log for log in namespace["trainer"].state.log_history if "views" in log]
+    assert len(logs) == 2 and logs[1]["elbo/difference_std"] > 0
+    for metric in logs[0]:
+        if metric.split("/")[0] in ("elbo", "gradient", "views", "old_logprobs"):
+            assert f"`{metric}`" in page, metric
+    assert namespace["baseline"]._name == "Coupled GRPO" and namespace["baseline"].state.global_step == 1
+
+
+def test_the_bgpo_page_names_the_settings_and_the_warning():
+    page = (ROOT / "docs" / "bgpo.md").read_text()
+    own = set(BGPOConfig.__dataclass_fields__) - set(DiffusionGRPOConfig.__dataclass_fields__)
+    assert own and all(f"`{name}`" in page for name in own)
+    for names in (OBJECTIVES, NOISE_LEVELS, LIKELIHOODS):
+        assert all(f'`"{name}"`' in page for name in names)
+    warning = "The differences d_j of the ELBO's samples to those before the updates spread by "
+    assert warning in page and warning in (ROOT / "trl_diffusion" / "trainer" / "bgpo_trainer.py").read_text()
 
 
 def test_the_python_block_of_the_sft_page_runs(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run of TraceRL with a value model that is killed again and again ends as one that never was."""
+"""A run of TraceRL with a value model, or of BGPO, that is killed again and again ends as one that never was."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from trl_diffusion.trainer.resume import last_whole_checkpoint
 HERE = Path(__file__).parent
 STEPS = SHARED["max_steps"]
 # Of a generation, and of every step.
-ROLLOUT_METRICS = (
-    "reward",
-    "value/returns",
-    "value/explained_variance",
-    "advantages/std",
-    "trajectory/tokens_per_step",
-)
-STEP_METRICS = ("loss", "grad_norm", "learning_rate", "value/loss", "value/grad_norm", "entropy")
+ROLLOUT_METRICS = {
+    "tracerl": ("reward", "value/returns", "value/explained_variance", "advantages/std", "trajectory/tokens_per_step"),
+    "bgpo": ("reward", "trajectory/tokens_per_step"),
+}
+STEP_METRICS = {
+    "tracerl": ("loss", "grad_norm", "learning_rate", "value/loss", "value/grad_norm", "entropy"),
+    "bgpo": ("loss", "grad_norm", "learning_rate", "elbo/per_token", "elbo/difference_std", "kl", "entropy"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,15 @@ def test_it_goes_on_from_the_last_whole_checkpoint(case):
 
 def test_every_logged_number_is_that_of_an_uninterrupted_run(case):
     expected, found = logs(case / "whole"), logs(case / "killed")
+    trainer = CASES[case.name]["trainer"]
     for step in expected:
-        names = STEP_METRICS + (ROLLOUT_METRICS if step % 4 == 1 else ())  # a generation every four steps
+        # A generation every four steps.
+        names = STEP_METRICS[trainer] + (ROLLOUT_METRICS[trainer] if step % 4 == 1 else ())
         assert expected[step].keys() >= set(names) and expected[step].keys() == found[step].keys(), step
         for name, value in expected[step].items():
             assert found[step][name] == pytest.approx(value, rel=1e-5, abs=1e-5), (step, name)
     # The numbers are not equal because nothing happened.
-    for name in STEP_METRICS:
+    for name in STEP_METRICS[trainer]:
         assert len({round(row[name], 4) for row in expected.values()}) > STEPS / 2, name
 
 

@@ -116,7 +116,9 @@ def test_a_block_that_is_not_the_models_own_is_used_everywhere(tokenizer, tmp_pa
     assert torch.allclose(inputs["old_per_token_logps"], inputs["ref_per_token_logps"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name, loss_type", [("tracerl", "step"), ("tracerl", "dapo"), ("grpo", "grpo")])
+@pytest.mark.parametrize(
+    "name, loss_type", [("tracerl", "step"), ("tracerl", "dapo"), ("grpo", "grpo"), ("bgpo", "grpo")]
+)
 def test_accumulated_micro_batches_equal_one_batch(family, tokenizer, tmp_path, name, loss_type):
     results = []
     for size, steps in ((8, 1), (2, 4)):
@@ -181,9 +183,10 @@ def test_on_policy_runs_skip_the_old_pass(tokenizer, tmp_path):
     assert "old_per_token_logps" not in generated_batch(trainer)
 
 
-@pytest.mark.parametrize("name", ["grpo", "tracerl"])
+@pytest.mark.parametrize("name", ["grpo", "tracerl", "bgpo"])
 def test_every_parameter_is_trained(family, tokenizer, tmp_path, name):
-    trainer = rl_trainer(name, random_model(family, tokenizer), tokenizer, tmp_path)
+    settings = {"epsilon": 0.2} if name == "bgpo" else {}
+    trainer = rl_trainer(name, random_model(family, tokenizer), tokenizer, tmp_path, **settings)
     before = {key: parameter.clone() for key, parameter in trainer.model.named_parameters()}
     trainer.train()
     log = trainer.state.log_history[-2]

@@ -10,10 +10,9 @@ import slow_tracerl as slow
 import torch
 from conftest import random_model
 from rl import generated_batch, rl_trainer, share_of_ones
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 
+pytestmark = pytest.mark.usefixtures("norms_in_fp64")
 BLOCK = 4
 # One each of the ways to average, to estimate the KL, and to discount, for each shrinkage.
 CASES = {
@@ -44,18 +43,6 @@ def trainer_in_fp64(family, tokenizer, tmp_path, **kwargs):
         trainer.value.optimizer = trainer.value.scheduler = nothing
     trainer.current_gradient_accumulation_steps = 1
     return trainer
-
-
-@pytest.fixture(autouse=True)
-def norms_in_fp64(monkeypatch):
-    """The library's norms compute in fp32, whose rounding finite differences would see."""
-
-    def forward(self, hidden_states):
-        scale = hidden_states.pow(2).mean(-1, keepdim=True).add(self.variance_epsilon).rsqrt()
-        return self.weight * hidden_states * scale
-
-    for norm in (LlamaRMSNorm, Qwen3RMSNorm):
-        monkeypatch.setattr(norm, "forward", forward)
 
 
 def perturb(module, scale):

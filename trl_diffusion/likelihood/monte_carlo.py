@@ -125,7 +125,7 @@ def _stratified(maskable, noise, group, minimum, antithetic) -> tuple[torch.Tens
         number = torch.stack([number, size[:, None] + 1 - number], dim=2).flatten(1, 2)
         rank = torch.stack([rank, size[:, None] - 1 - rank], dim=2).flatten(1, 2)
     # A group without maskable tokens (size 0) has no number to divide by.
-    return (rank < number) & maskable[:, None], size[:, None] / number.clamp(min=1)
+    return (rank < number) & maskable[:, None], size[:, None].to(noise.dtype) / number.clamp(min=1)
 
 
 def group_ranks(chosen: torch.Tensor, noise: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,15 +6,17 @@
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, ProgressCallback, set_seed
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..evaluation import complete
@@ -28,27 +30,35 @@ class RLScriptArguments:
 
     Args:
         dataset (`str`, *optional*, defaults to `"sudoku"`):
-            `"sudoku"`, a d1 Sudoku CSV file, `"openai/gsm8k"`, or a Hub dataset with a `prompt` column.
+            `"sudoku"`, a d1 Sudoku CSV file, `"countdown"`, a d1 Countdown JSONL file, `"openai/gsm8k"`, or a Hub
+            dataset with a `prompt` column.
         reward_funcs (`list[str]`, *optional*):
-            `sudoku_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's own.
+            `sudoku_reward`, `countdown_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's
+            own.
         num_test (`int`, *optional*):
-            Held-out rows to evaluate on: 256 for generated Sudoku, else all. 0 evaluates on none.
+            Held-out rows to evaluate on: 256 for generated tasks, else all. 0 evaluates on none.
         test_batch_size (`int`, *optional*, defaults to 64):
             Prompts per batch of that evaluation.
     """
 
     dataset: str = field(
         default="sudoku",
-        metadata={"help": "'sudoku', a d1 Sudoku .csv file, 'openai/gsm8k', or a Hub dataset with a prompt column."},
+        metadata={
+            "help": "'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'openai/gsm8k', or a "
+            "Hub dataset with a prompt column."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": "sudoku_reward, names of trl.rewards, or dotted paths. Defaults to the dataset's own."},
+        metadata={
+            "help": "sudoku_reward, countdown_reward, names of trl.rewards, or dotted paths. Defaults to the "
+            "dataset's own."
+        },
     )
     num_test: int | None = field(
         default=None,
         metadata={
-            "help": "Held-out rows to evaluate on before and after (default: 256 of generated Sudoku, else all); 0 "
+            "help": "Held-out rows to evaluate on before and after (default: 256 of generated tasks, else all); 0 "
             "skips the evaluation."
         },
     )
@@ -61,6 +71,23 @@ class RewardProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
             self.training_bar.set_postfix(reward=f"{logs['reward']:.3f}")
+
+
+def main(trainer_class: type[DiffusionGRPOTrainer], config_class: type[DiffusionGRPOConfig], demo: Path):
+    """The command of an example: [`run_rl`] with the settings of the command line.
+
+    Args:
+        trainer_class, config_class:
+            Which trainer, and its config.
+        demo (`Path`):
+            Settings in YAML, for a command that names no model of its own. What the command line says comes on top.
+    """
+    # TRL's parser knows `--config file`, not `--config=file`.
+    arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    names = {argument.split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("-")}
+    own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help"}
+    parser = TrlParser((RLScriptArguments, config_class, ModelConfig))
+    run_rl(trainer_class, *parser.parse_args_and_config(arguments if own else ["--config", str(demo), *arguments]))
 
 
 def run_rl(

@@ -17,8 +17,13 @@ from transformers.utils import logging
 from ..evaluation import Completions
 from ..evaluation.rewards import as_completions, score_completions, total_rewards
 from ..tasks import (
+    TINY_COUNTDOWN,
     cell_accuracy,
+    countdown_dataset,
+    countdown_reward,
+    countdown_solve_rate,
     has_unique_solution,
+    read_countdown_jsonl,
     read_csv,
     solve_rate,
     split_grids,
@@ -29,6 +34,8 @@ from ..tasks.math import map_gsm8k
 
 
 logger = logging.get_logger(__name__)
+
+_REWARDS = {"sudoku_reward": sudoku_reward, "countdown_reward": countdown_reward}
 
 
 @dataclass
@@ -61,6 +68,10 @@ def _sudoku_metrics(completions: Completions, rows: Dataset) -> dict[str, float]
     }
 
 
+def _countdown_metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
+    return {"solve_rate": countdown_solve_rate(completions.texts, list(rows["numbers"]), list(rows["target"]))}
+
+
 def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Dataset], dict[str, float]]:
     """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
 
@@ -75,22 +86,22 @@ def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Data
 
 
 def load_reward(name: str) -> Callable:
-    """A reward function by name: `sudoku_reward`, one of `trl.rewards`, or a dotted path to any other.
+    """A reward function by name: `sudoku_reward`, `countdown_reward`, one of `trl.rewards`, or a dotted path.
 
     Raises:
         ValueError: there is no such function, or it makes a reward function instead of being one.
     """
     import trl.rewards
 
-    if name == "sudoku_reward":
-        return sudoku_reward
+    if name in _REWARDS:
+        return _REWARDS[name]
     if name in trl.rewards.__all__:
         return _reward_function(getattr(trl.rewards, name), name)
     module_path, _, function = name.rpartition(".")
     if not module_path:
         raise ValueError(
-            f"reward_funcs has {name!r}: give 'sudoku_reward', the name of a function in trl.rewards, or a dotted "
-            "path such as 'my_rewards.length_reward'."
+            f"reward_funcs has {name!r}: give 'sudoku_reward', 'countdown_reward', the name of a function in "
+            "trl.rewards, or a dotted path such as 'my_rewards.length_reward'."
         )
     # As TRL's own scripts do: a module in the folder the script is run from can be named.
     sys.path.insert(0, os.getcwd())
@@ -123,14 +134,17 @@ def load_rl_task(
     Args:
         dataset (`str`):
             `"sudoku"` (generated, split by solution), a d1 Sudoku CSV file (tested on its rows whose solution is
-            unique and not in the training grids, trained on generated puzzles), `"openai/gsm8k"`, or any dataset of
-            the Hub with a `prompt` column, `train` and `test` splits, and `reward_funcs` given.
+            unique and not in the training grids, trained on generated puzzles), `"countdown"` (generated, the tiny
+            checkpoint's task, split by the multiset of numbers), a d1 Countdown JSONL file (tested on all its rows,
+            trained on generated problems with other numbers), `"openai/gsm8k"`, or any dataset of the Hub with a
+            `prompt` column, `train` and `test` splits, and `reward_funcs` given.
         reward_funcs (`list[str]`, *optional*):
             Names for [`load_reward`]; defaults to the task's own.
         num_test (`int`, *optional*):
-            Held-out rows to use, the first ones. Defaults to 256 for generated Sudoku and to all else.
+            Held-out rows to use, the first ones. Defaults to 256 for generated Sudoku and Countdown, and to
+            all else.
         seed (`int`, *optional*, defaults to 0):
-            Seed of generated training puzzles. The held-out ones do not depend on it.
+            Seed of generated training problems. The held-out ones do not depend on it.
 
     Returns:
         [`RLTask`].
@@ -150,6 +164,13 @@ def load_rl_task(
         else:
             test = _held_out(read_csv(dataset), dataset)
         task = RLTask(train, test, rewards or [sudoku_reward], _sudoku_metrics)
+    elif dataset == "countdown":
+        train = countdown_dataset("train", 4000, **TINY_COUNTDOWN, seed=seed)
+        test = countdown_dataset("test", num_test or 256, **TINY_COUNTDOWN)
+        task = RLTask(train, test, rewards or [countdown_reward], _countdown_metrics)
+    elif dataset.endswith(".jsonl"):
+        test = read_countdown_jsonl(dataset)
+        task = RLTask(_train_without(test, seed), test, rewards or [countdown_reward], _countdown_metrics)
     elif dataset == "openai/gsm8k":
         from trl.rewards import accuracy_reward
 
@@ -167,8 +188,8 @@ def load_rl_task(
         task = RLTask(rows["train"], rows["test"], rewards, _reward_metrics(rewards), hub_dataset)
     else:
         raise ValueError(
-            f"dataset={dataset!r} has no reward of its own. Give reward_funcs, or use 'sudoku', a Sudoku .csv file or "
-            "'openai/gsm8k'."
+            f"dataset={dataset!r} has no reward of its own. Give reward_funcs, or use 'sudoku', a Sudoku .csv file, "
+            "'countdown', a Countdown .jsonl file or 'openai/gsm8k'."
         )
     if num_test is not None and num_test < len(task.test_dataset):
         task.test_dataset = task.test_dataset.select(range(num_test))
@@ -186,3 +207,11 @@ def _held_out(rows: Dataset, path: str) -> Dataset:
     if not len(kept):
         raise ValueError(f"dataset={path!r} has no row with a unique solution that is not trained on.")
     return kept
+
+
+def _train_without(test: Dataset, seed: int) -> Dataset:
+    """Generated Countdown problems with as many numbers as a file's, none of which has the numbers of one of its."""
+    counts = [len(numbers) for numbers in test["numbers"]]
+    held_out = {tuple(sorted(numbers)) for numbers in test["numbers"]}
+    train = countdown_dataset("train", 4000, num_numbers=(min(counts), max(counts)), seed=seed)
+    return train.filter(lambda row: tuple(sorted(row["numbers"])) not in held_out)

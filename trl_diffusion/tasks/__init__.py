@@ -3,7 +3,22 @@
 
 """Generated tasks with verifiable answers: data, rewards and metrics."""
 
-from .metrics import SudokuMetric
+from .countdown import (
+    COUNTDOWN_ALPHABET,
+    TINY_COUNTDOWN,
+    TINY_COUNTDOWN_CANVAS,
+    add_all,
+    countdown_dataset,
+    countdown_pretraining_dataset,
+    countdown_prompt,
+    countdown_reward,
+    countdown_solve_rate,
+    extract_expression,
+    is_held_out,
+    read_countdown_jsonl,
+)
+from .expressions import Expression, parse_expression, reachable
+from .metrics import CountdownMetric, SudokuMetric
 from .sudoku import (
     all_grids,
     cell_accuracy,
@@ -23,15 +38,31 @@ from .tokenization import character_tokenizer
 
 
 __all__ = [
+    "COUNTDOWN_ALPHABET",
+    "CountdownMetric",
+    "Expression",
     "SudokuMetric",
+    "TINY_COUNTDOWN",
+    "TINY_COUNTDOWN_CANVAS",
+    "add_all",
     "all_grids",
     "cell_accuracy",
     "character_tokenizer",
+    "countdown_dataset",
+    "countdown_pretraining_dataset",
+    "countdown_prompt",
+    "countdown_reward",
+    "countdown_solve_rate",
+    "extract_expression",
     "extract_grid",
     "greedy_row_fill",
     "has_unique_solution",
+    "is_held_out",
     "make_puzzle",
+    "parse_expression",
     "pretraining_dataset",
+    "reachable",
+    "read_countdown_jsonl",
     "read_csv",
     "solve",
     "solve_rate",

@@ -11,10 +11,23 @@ from typing import Any
 import datasets
 import evaluate
 
+from .countdown import countdown_solve_rate
 from .sudoku import cell_accuracy, solve_rate
 
 
-class SudokuMetric(evaluate.Metric):
+class _LocalMetric(evaluate.Metric):
+    """A metric whose data directory is its own and goes with it."""
+
+    def __init__(self, *, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs: Any):
+        # `evaluate` makes its data directory even when it writes nothing there. Processes that share a metric need a
+        # directory they all see, so only the in-memory one goes to a directory of its own.
+        if keep_in_memory and cache_dir is None:
+            cache_dir = tempfile.mkdtemp(prefix="trl_diffusion_metric_")
+            weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
+        super().__init__(keep_in_memory=keep_in_memory, cache_dir=cache_dir, **kwargs)
+
+
+class SudokuMetric(_LocalMetric):
     """
     Pooled accuracy over blank cells and full-solve rate of 4x4 Sudoku, see [`cell_accuracy`] and [`solve_rate`].
 
@@ -40,14 +53,6 @@ class SudokuMetric(evaluate.Metric):
     ```
     """
 
-    def __init__(self, *, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs: Any):
-        # `evaluate` makes its data directory even when it writes nothing there. Processes that share a metric need a
-        # directory they all see, so only the in-memory one goes to a directory of its own.
-        if keep_in_memory and cache_dir is None:
-            cache_dir = tempfile.mkdtemp(prefix="sudoku_metric_")
-            weakref.finalize(self, shutil.rmtree, cache_dir, ignore_errors=True)
-        super().__init__(keep_in_memory=keep_in_memory, cache_dir=cache_dir, **kwargs)
-
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Accuracy over the blank cells (pooled) and full-solve rate of 4x4 Sudoku.",
@@ -63,3 +68,29 @@ class SudokuMetric(evaluate.Metric):
             "cell_accuracy": cell_accuracy(predictions, puzzles, references),
             "solve_rate": solve_rate(predictions, puzzles, references),
         }
+
+
+class CountdownMetric(_LocalMetric):
+    """
+    Solve rate of Countdown, see [`countdown_solve_rate`].
+
+    Inputs of `compute`, `add_batch` and `add` are `predictions` (completion texts), `references` (targets) and
+    `numbers` (lists of integers). The result is `{"solve_rate": float}`, in [0, 1]. Arguments: see [`SudokuMetric`].
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of the completions that reach the target with exactly the given numbers.",
+            citation="",
+            inputs_description="`predictions`: completion texts; `references`: targets; `numbers`: given numbers.",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Value("int64"),
+                    "numbers": datasets.List(datasets.Value("int64")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[int], numbers: list[list[int]]) -> dict[str, float]:
+        return {"solve_rate": countdown_solve_rate(predictions, numbers, references)}

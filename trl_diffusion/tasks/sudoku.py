@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from .checks import check_count, check_fraction, check_split, completion_text
 from .sudoku_grids import (
     DIGITS,
     NUM_CELLS,
@@ -81,11 +82,6 @@ def _draw_from_split(
     return _draw_puzzles(grids, num_puzzles, num_clues, random.Random(f"{split}-{seed}"))
 
 
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name}={count} must be at least 1.")
-
-
 def sudoku_dataset(
     split: Literal["train", "test"], num_puzzles: int, num_clues: tuple[int, int] = (5, 8), seed: int = 0
 ) -> Dataset:
@@ -113,9 +109,8 @@ def sudoku_dataset(
     Raises:
         `ValueError`: `split`, `num_puzzles` or `num_clues` is outside its range.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} must be 'train' or 'test'.")
-    _check_count("num_puzzles", num_puzzles)
+    check_split(split)
+    check_count("num_puzzles", num_puzzles)
     puzzles, solutions = _draw_from_split(split, num_puzzles, num_clues, seed)
     return Dataset.from_dict({"prompt": puzzles, "puzzle": puzzles, "solution": solutions})
 
@@ -148,9 +143,8 @@ def pretraining_dataset(
     Raises:
         `ValueError`: `num_examples`, `correct_fraction` or `num_clues` is outside its range.
     """
-    _check_count("num_examples", num_examples)
-    if not 0.0 <= correct_fraction <= 1.0:
-        raise ValueError(f"correct_fraction={correct_fraction} must be a probability, between 0 and 1.")
+    check_count("num_examples", num_examples)
+    check_fraction("correct_fraction", correct_fraction)
     puzzles, solutions = _draw_from_split("train", min(num_examples, _POOL_SIZE), num_clues, f"pretraining-{seed}")
     greedy = [greedy_row_fill(puzzle) for puzzle in puzzles]
 
@@ -215,16 +209,6 @@ def extract_grid(text: str) -> str | None:
     return cells if len(cells) == NUM_CELLS and set(cells) <= set(DIGITS) else None
 
 
-def _completion_text(completion: Any) -> str:
-    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
-        completion = completion[-1].get("content")
-    if not isinstance(completion, str):
-        raise ValueError(
-            f"completions has {completion!r}: pass strings, or message lists whose last message has a text `content`."
-        )
-    return completion
-
-
 def _scores(
     completions: list[Any], puzzles: list[str], solutions: list[str]
 ) -> list[tuple[int, int, bool]]:  # blanks right, blanks, solved
@@ -236,7 +220,7 @@ def _scores(
     scores = []
     for completion, puzzle, solution in zip(completions, puzzles, solutions, strict=True):
         check_pair(puzzle, solution)
-        answer = "".join(_completion_text(completion).split())
+        answer = "".join(completion_text(completion).split())
         blanks = [cell for cell, clue in enumerate(puzzle) if clue == "0"]
         # The slice is empty past the answer's end: a missing cell is a wrong one.
         right = sum(answer[cell : cell + 1] == solution[cell] for cell in blanks)

@@ -56,8 +56,8 @@ class BGPOConfig(DiffusionGRPOConfig):
         delta (`float`, *optional*):
             Dual clip: where A < 0 the ratio counts at most this, e.g. 3. `None`: no dual clip.
         gradient_variance_steps (`int`, *optional*):
-            Estimate the Monte-Carlo variance of the gradient every so many optimizer steps, at the price of another
-            forward and backward pass per copy, and of two copies of the trained parameters. `None`: never.
+            Optimizer steps between estimates of the Monte-Carlo variance of a micro-batch's gradient; one costs a
+            forward and backward pass more per copy, and two copies of the trained parameters. `None`: never.
 
     > [!NOTE]
     > Changed defaults: `likelihood="elbo"`; `epsilon` is `None` instead of 0.2, `use_bias_correction_kl` `False`. With

@@ -15,7 +15,7 @@ from ..generation import Rollout
 from ..likelihood import MaskedView, backward_by_view, score_view, terms_of_sum
 from .bgpo_config import BGPOConfig
 from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
-from .gradient_variance import gradient_variance
+from .gradient_variance import gradient_variance, squared_norm
 from .objectives import KL_ESTIMATORS, bound_ratio, clipped_gain
 
 
@@ -105,7 +105,7 @@ class BGPOTrainer(DiffusionGRPOTrainer):
     def _weighted_sum(self, tokens: torch.Tensor, view: MaskedView, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """ℓ_j from the log-probabilities of a copy's tokens, (B, C) → (B,), fp64: weights reach 1/t = 1000, and what
         counts are the differences."""
-        return (tokens.double() * view.weight).sum(dim=1) / self._lengths(inputs)
+        return (tokens.double() * view.weight * view.target).sum(dim=1) / self._lengths(inputs)
 
     def _add_old_scores(self, output: dict[str, torch.Tensor], rollout: Rollout):
         self._report_old_source("the ELBO is not what tokens were drawn with")
@@ -231,13 +231,16 @@ class BGPOTrainer(DiffusionGRPOTrainer):
         return steps is not None and self.state.global_step % steps == 0 and torch.is_grad_enabled()
 
     def _log_gradient_variance(self, inputs: dict[str, torch.Tensor]):
-        """The Monte-Carlo variance of this micro-batch's gradient; a mean over processes."""
+        """The Monte-Carlo variance of the gradient of a micro-batch of all processes."""
         model = self.accelerator.unwrap_model(self.model)  # whose hooks of DDP would wait for a backward pass
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             terms, _ = self._loss_terms(model, inputs, "train", {})
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            found = torch.tensor(gradient_variance(terms, trained, self.args.antithetic))
-        variance, square = self.accelerator.reduce(found.to(self.accelerator.device), reduction="mean").tolist()
+            own, gradient = gradient_variance(terms, trained, self.args.antithetic)
+        # The gradient is the mean of the processes' ones, whose samples are independent.
+        own = torch.tensor(own, device=self.accelerator.device)
+        variance = self.accelerator.reduce(own, reduction="mean").item() / self.accelerator.num_processes
+        square = squared_norm(self.accelerator.reduce(tensor, reduction="mean") for tensor in gradient)
         self._metrics["train"]["gradient/mc_variance"].append(variance)
         self._metrics["train"]["gradient/mc_variance_share"].append(variance / square if square > 0 else float("nan"))

@@ -10,7 +10,7 @@ import torch
 
 def gradient_variance(
     terms: Iterable[Callable[[], torch.Tensor]], parameters: Sequence[torch.nn.Parameter], pairs: bool = False
-) -> tuple[float, float]:
+) -> tuple[float, list[torch.Tensor]]:
     """Variance of a gradient that is a sum over independent samples, estimated from the samples' own gradients.
 
         Var(Σ_j g_j) ≈ n/(n − 1) · (Σ_j |g_j|² − |Σ_j g_j|² / n)
@@ -26,7 +26,7 @@ def gradient_variance(
             Samples 2j and 2j + 1 depend on each other: the pairs are taken for the independent ones.
 
     Returns:
-        Var and |Σ_j g_j|².
+        Var, and Σ_j g_j, a tensor for each parameter.
     """
     terms = list(terms)
     size = 2 if pairs else 1
@@ -40,12 +40,12 @@ def gradient_variance(
             for mine, gradient in zip(own, gradients, strict=True):
                 if gradient is not None:
                     mine += gradient
-        squares += _squared_norm(own)
+        squares += squared_norm(own)
         for total, mine in zip(whole, own, strict=True):
             total += mine
-    square = _squared_norm(whole)
-    return count / (count - 1) * max(squares - square / count, 0.0), square
+    return count / (count - 1) * max(squares - squared_norm(whole) / count, 0.0), whole
 
 
-def _squared_norm(tensors: Iterable[torch.Tensor]) -> float:
+def squared_norm(tensors: Iterable[torch.Tensor]) -> float:
+    """Of all tensors together."""
     return sum(tensor.double().square().sum() for tensor in tensors).item()
