@@ -98,11 +98,12 @@ def _few_digits(values: list[float]) -> str:
 
 
 def gradient_table(found: Found) -> list[str]:
-    """Lines of a table: a row for each estimator and n; bias, its noise and variance as shares of the reference."""
-    lines = [
-        "| | n | seeds | bias | noise of the bias | variance | cosine to the reference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Lines of a table: a row for each estimator and n; bias, its noise and variance as shares of the reference.
+
+    The square of the bias that is measured is the bias's own plus, in expectation, that of the noise.
+    """
+    columns = ("n", "seeds", "bias", "its noise", "without it", "variance", "cosine to the reference")
+    lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
     for name, by_seed in found.items():
         for index, n in enumerate(next(iter(by_seed.values()))["mc_samples"]):
             read = {key: [r[key][index] for r in by_seed.values()] for key in ("bias", "noise", "variance", "cosine")}
