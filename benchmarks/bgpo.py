@@ -31,7 +31,7 @@ PARTS = "abcd"
 
 def cells_of(args) -> list[TrainingCell | GradientCell]:
     """The cells of the parts, without repetition, seed by seed: with a part of them a table can be made already."""
-    trained = {"rollouts": args.rollouts, "prompts": args.prompts, "num_test": args.num_test}
+    trained = {"prompts": args.prompts, "num_test": args.num_test}
     drawn = {"prompts": args.gradient_prompts, "repeats": args.repeats, "reference": args.reference}
     drawn["mc_samples"] = tuple(args.mc_samples)
     # On-policy all objectives have the gradient of the first. Those of one distance share a reference: in a row.
@@ -45,7 +45,8 @@ def cells_of(args) -> list[TrainingCell | GradientCell]:
                     cells.append(GradientCell(task, name, updates, seed, **drawn))
             for name, variant in VARIANTS.items():
                 if set(args.parts) & set(variant.parts):
-                    cells.append(TrainingCell(task, name, seed, **trained))
+                    rollouts = args.rollouts or variant.rollouts
+                    cells.append(TrainingCell(task, name, seed, rollouts, **trained))
     return [cell for cell in cells if cell.kind in args.kinds]
 
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None):
     run.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     run.add_argument("--kinds", nargs="+", default=["gradient", "training"], choices=["gradient", "training"])
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    run.add_argument("--rollouts", type=int, default=TrainingCell.rollouts, help="generation batches of a training")
+    run.add_argument("--rollouts", type=int, help="generation batches of a training: 60, or 40 in (c)")
     run.add_argument("--num_test", type=int, default=TrainingCell.num_test, help="held-out problems")
     run.add_argument("--mc_samples", type=int, nargs="+", default=GradientCell.mc_samples, help="n of the gradients")
     run.add_argument("--gradient_prompts", type=int, default=GradientCell.prompts, help="prompts of the gradients")

@@ -50,15 +50,18 @@ class Variant:
         trainer: Class of the trainer.
         parts (`str`): Letters of the parts that show it.
         settings (`dict`): Fields of the trainer's config, over the common ones.
+        rollouts (`int`): Generation batches of a training, unless the command says otherwise.
     """
 
     trainer: type[GRPOTrainer]
     parts: str
     settings: dict[str, Any] = field(default_factory=dict)
+    rollouts: int = 60
 
 
 def _off_policy(iterations: int) -> dict[str, Variant]:
-    """BGPO and its rivals where every rollout is updated on several times; four copies, so that a cell is quick."""
+    """BGPO and its rivals where every rollout is updated on several times. Fewer copies and rollouts, so that a cell
+    takes no more than two minutes."""
     common = {"num_iterations": iterations, "num_mc_samples": 4}
     kinds = {
         "bgpo": (BGPOTrainer, {}),
@@ -67,7 +70,8 @@ def _off_policy(iterations: int) -> dict[str, Variant]:
         "elbo": (BGPOTrainer, {"objective": "elbo"}),
     }
     return {
-        f"{name}-{iterations}-updates": Variant(trainer, "c", common | own) for name, (trainer, own) in kinds.items()
+        f"{name}-{iterations}-updates": Variant(trainer, "c", common | own, rollouts=40)
+        for name, (trainer, own) in kinds.items()
     }
 
 
@@ -133,7 +137,7 @@ class TrainingCell:
     task: str
     variant: str
     seed: int
-    rollouts: int = 30
+    rollouts: int
     prompts: int = 16
     num_test: int = 256
 

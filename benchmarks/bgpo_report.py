@@ -75,7 +75,7 @@ _OFF_POLICY: dict[str, Column] = {
 def read_results(folder: Path) -> tuple[dict[tuple, dict[int, Result]], dict[tuple, dict[int, Result]]]:
     """Trainings, (task, variant) → seed → cell, and gradients, (task, updates, estimator) → seed → cell."""
     kinds = {
-        "training-*.json": (("task", "variant"), ("rollouts", "prompts", "num_test")),
+        "training-*.json": (("task", "variant"), ("prompts", "num_test")),
         "gradient-*.json": (
             ("task", "updates", "estimator"),
             ("mc_samples", "prompts", "repeats", "reference", "update_learning_rate"),
@@ -98,17 +98,18 @@ def _few_digits(values: list[float]) -> str:
 
 
 def gradient_table(found: Found) -> list[str]:
-    """Lines of a table: a row for each estimator and n; bias, its noise and variance as shares of the reference."""
-    lines = [
-        "| | n | seeds | bias | noise of the bias | variance | cosine to the reference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Lines of a table: a row for each estimator and n; bias, its noise and variance as shares of the reference.
+
+    The square of the bias that is measured is the bias's own plus, in expectation, that of the noise.
+    """
+    columns = ("n", "seeds", "bias", "its noise", "without it", "variance", "cosine to the reference")
+    lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
     for name, by_seed in found.items():
         for index, n in enumerate(next(iter(by_seed.values()))["mc_samples"]):
-            values = (
-                _few_digits([result[column][index] for result in by_seed.values()])
-                for column in ("bias", "noise", "variance", "cosine")
-            )
+            read = {key: [r[key][index] for r in by_seed.values()] for key in ("bias", "noise", "variance", "cosine")}
+            pairs = zip(read["bias"], read["noise"], strict=True)
+            without = [max(bias**2 - noise**2, 0.0) ** 0.5 for bias, noise in pairs]
+            values = map(_few_digits, (read["bias"], read["noise"], without, read["variance"], read["cosine"]))
             lines.append(f"| {name} | {n} | {len(by_seed)} | {' | '.join(values)} |")
     return lines
 
@@ -194,6 +195,7 @@ def write_report(folder: Path, figures: Path) -> str:
             for base, names in _groups(part).items():
                 found = {name: trainings[task, name] for name in names if (task, name) in trainings}
                 if found and (part == "c" or set(found) - {base}):
+                    cells.check_same((r for by_seed in found.values() for r in by_seed.values()), ["rollouts"], folder)
                     suffix = base.removeprefix("bgpo").removesuffix("-updates").replace("-", "_")
                     path = figures / f"bgpo_{part}_{task}{suffix}.svg"
                     sections.append(training_section(task, found, base, title, path))

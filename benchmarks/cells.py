@@ -126,8 +126,14 @@ def read_results(
         found.setdefault(tuple(settings[name] for name in key), {})[settings["seed"]] = result
     if not found:
         raise ValueError(f"{folder} has no cells: run `{command}` first.")
-    for name in same:
-        values = {json.dumps(result["settings"][name]) for by_seed in found.values() for result in by_seed.values()}
+    check_same([result for by_seed in found.values() for result in by_seed.values()], same, folder)
+    return found
+
+
+def check_same(results: Iterable[Result], names: Iterable[str], folder: Path):
+    """Raise `ValueError` for cells of which one of these settings differs."""
+    results = list(results)
+    for name in names:
+        values = {json.dumps(result["settings"][name]) for result in results}
         if len(values) > 1:
             raise ValueError(f"{folder} has cells of different {name} ({sorted(values)}), which do not compare.")
-    return found

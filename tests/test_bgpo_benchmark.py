@@ -32,7 +32,7 @@ def benchmark(monkeypatch):
 def test_every_variant_says_what_it_trains(benchmark):
     from bgpo_cells import VARIANTS, TrainingCell
 
-    cells = [TrainingCell("sudoku", name, 1, rollouts=10).settings() for name in VARIANTS]
+    cells = [TrainingCell("sudoku", name, 1, 10).settings() for name in VARIANTS]
     assert len({json.dumps(cell["training"]) + cell["trainer"] for cell in cells}) == len(VARIANTS) == 16
     # Equal rollouts: a second update on each is a second optimizer step.
     steps = [cell["training"]["max_steps"] / cell["training"].get("num_iterations", 1) for cell in cells]
