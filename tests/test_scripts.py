@@ -217,7 +217,7 @@ def test_a_tiny_checkpoint_follows_the_wrong_procedure_and_knows_better(name):
 # Whole runs
 
 
-DEMOS = [("tracerl", "TraceRL", "sudoku-llada-tiny", 8), ("bgpo", "BGPO", "countdown-llada-tiny", 4)]
+DEMOS = [("tracerl", "TraceRL", "sudoku-llada-tiny", 8), ("bgpo", "BGPO", "countdown-llada-tiny", 5)]
 
 
 @pytest.mark.parametrize(("script", "method", "checkpoint", "denoising_steps"), DEMOS)
