@@ -8,7 +8,7 @@
 
 256 held-out problems: puzzles with 5 or 6 clues, none of whose solutions were trained on, or targets for three numbers
 that were not trained on together. "Wrong procedure": the completion is what filling each row's missing digits in
-ascending order gives, or the sum of the numbers. "Solved in 8": at least one of eight samples is right.
+ascending order gives, or the numbers joined by minus signs. "Solved in 8": at least one of eight samples is right.
 """
 
 import sys
@@ -24,11 +24,11 @@ from trl_diffusion.evaluation import complete
 from trl_diffusion.tasks import (
     TINY_COUNTDOWN,
     TINY_COUNTDOWN_CANVAS,
-    add_all,
     cell_accuracy,
     countdown_dataset,
     countdown_reward,
     greedy_row_fill,
+    subtract_all,
     sudoku_dataset,
 )
 
@@ -80,7 +80,7 @@ def countdown() -> Task:
     return Task(
         TINY_COUNTDOWN_CANVAS,
         list(rows["prompt"]),
-        [add_all(row) for row in numbers],
+        [subtract_all(row) for row in numbers],
         lambda texts: [reward == 1 for reward in rewards(texts)],
         "expressions",
         lambda texts: sum(reward > 0 for reward in rewards(texts)) / len(texts),

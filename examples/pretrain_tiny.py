@@ -5,7 +5,8 @@
 
     python examples/pretrain_tiny.py --family llada --output_dir sudoku-llada-tiny
     python examples/pretrain_tiny.py --family sdar --max_steps 1400 --num_examples 60000 --output_dir sudoku-sdar-tiny
-    python examples/pretrain_tiny.py --task countdown --output_dir countdown-llada-tiny
+    python examples/pretrain_tiny.py --task countdown --max_steps 1500 --num_examples 90000 \
+        --output_dir countdown-llada-tiny
 
 The data mixes right solutions with a systematically wrong procedure, so that greedy decoding follows the procedure
 while samples hold both: what reinforcement learning is to bring out is there, and not shown yet.
@@ -30,7 +31,7 @@ from trl_diffusion.tasks import (
 # For each task: its characters, the longest answer with EOS, the denoising steps that suit it, and its data.
 TASKS = {
     "sudoku": ("01234", 17, 8, pretraining_dataset),
-    "countdown": (COUNTDOWN_ALPHABET, TINY_COUNTDOWN_CANVAS, 4, countdown_pretraining_dataset),
+    "countdown": (COUNTDOWN_ALPHABET, TINY_COUNTDOWN_CANVAS, 5, countdown_pretraining_dataset),
 }
 
 

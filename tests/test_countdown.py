@@ -13,7 +13,6 @@ from trl_diffusion.tasks import (
     TINY_COUNTDOWN,
     TINY_COUNTDOWN_CANVAS,
     CountdownMetric,
-    add_all,
     countdown_dataset,
     countdown_pretraining_dataset,
     countdown_reward,
@@ -21,6 +20,7 @@ from trl_diffusion.tasks import (
     extract_expression,
     is_held_out,
     read_countdown_jsonl,
+    subtract_all,
 )
 
 
@@ -116,7 +116,7 @@ def test_dataset_bad_arguments_raise(arguments, name):
         countdown_dataset(**{"split": "train", "num_problems": 5, **arguments})
 
 
-def test_pretraining_completions_are_a_solution_or_the_sum():
+def test_pretraining_completions_are_a_solution_or_the_difference():
     rows = countdown_pretraining_dataset(500)
     for row in rows:
         given, target = row["prompt"].rstrip(":").split("=")
@@ -125,7 +125,7 @@ def test_pretraining_completions_are_a_solution_or_the_sum():
         if row["correct"]:
             assert countdown_reward([row["completion"]], [numbers], [int(target)]) == [1.0]
         else:
-            assert row["completion"] == add_all(numbers) == "+".join(given.split(","))
+            assert row["completion"] == subtract_all(numbers) == given.replace(",", "-")
     # 0.4 +- 0.09 is four standard errors of 500 draws.
     assert sum(rows["correct"]) / 500 == pytest.approx(0.4, abs=0.09)
 

@@ -20,11 +20,15 @@ from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import Completions, complete
 from trl_diffusion.scripts.rl import RLScriptArguments, _without_secrets, run_rl
 from trl_diffusion.tasks import (
+    COUNTDOWN_ALPHABET,
     TINY_COUNTDOWN,
+    TINY_COUNTDOWN_CANVAS,
     character_tokenizer,
     countdown_reward,
+    countdown_solve_rate,
     greedy_row_fill,
     is_held_out,
+    subtract_all,
     sudoku_dataset,
     sudoku_reward,
 )
@@ -184,11 +188,11 @@ def test_nothing_to_complete_is_an_error(tokenizer):
 # The tiny checkpoints
 
 
-def test_there_are_two_tiny_checkpoints_under_two_megabytes():
-    assert tiny_checkpoints() == ["sudoku-llada-tiny", "sudoku-sdar-tiny"]
+def test_there_are_three_tiny_checkpoints_under_a_megabyte_each():
+    assert tiny_checkpoints() == ["countdown-llada-tiny", "sudoku-llada-tiny", "sudoku-sdar-tiny"]
     for name in tiny_checkpoints():
         size = sum(path.stat().st_size for path in tiny_checkpoint(name).iterdir())
-        assert size < 2e6, (name, size)
+        assert size < 1e6, (name, size)
         assert (ROOT / "model_cards" / f"{name}.md").exists()
     with pytest.raises(ValueError, match="sudoku-llada-huge"):
         tiny_checkpoint("sudoku-llada-huge")
@@ -212,6 +216,26 @@ def test_a_tiny_checkpoint_follows_the_wrong_procedure_and_knows_better(name):
         puzzle for puzzle, text, solution in zip(puzzles * 8, texts, solutions * 8, strict=True) if text == solution
     }
     assert len(solved) / 64 > 0.2
+
+
+def test_the_countdown_checkpoint_subtracts_and_knows_better():
+    path = tiny_checkpoint("countdown-llada-tiny")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    config = model.generation_config
+    assert config.max_new_tokens == TINY_COUNTDOWN_CANVAS and tokenizer.get_vocab().keys() >= set(COUNTDOWN_ALPHABET)
+    rows = tasks.load_rl_task("countdown", num_test=64).test_dataset
+    prompts, numbers, targets = list(rows["prompt"]), list(rows["numbers"]), list(rows["target"])
+    greedy = complete(model, tokenizer, prompts, config).texts
+    assert countdown_solve_rate(greedy, numbers, targets) < 0.25
+    assert sum(a == subtract_all(b) for a, b in zip(greedy, numbers, strict=True)) / 64 > 0.6
+    sampled = DiffusionGenerationConfig(
+        max_new_tokens=TINY_COUNTDOWN_CANVAS, unmasking="random", temperature=1.0, seed=0, eos_token_id=1
+    )
+    texts = complete(model, tokenizer, prompts * 8, sampled, batch_size=256).texts
+    rewards = countdown_reward(texts, numbers * 8, targets * 8)
+    assert sum(reward > 0 for reward in rewards) / len(rewards) > 0.8
+    solved = {row % 64 for row, reward in enumerate(rewards) if reward == 1}
+    assert len(solved) / 64 > 0.4
 
 
 # Whole runs

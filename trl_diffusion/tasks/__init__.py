@@ -7,7 +7,6 @@ from .countdown import (
     COUNTDOWN_ALPHABET,
     TINY_COUNTDOWN,
     TINY_COUNTDOWN_CANVAS,
-    add_all,
     countdown_dataset,
     countdown_pretraining_dataset,
     countdown_prompt,
@@ -16,6 +15,7 @@ from .countdown import (
     extract_expression,
     is_held_out,
     read_countdown_jsonl,
+    subtract_all,
 )
 from .expressions import Expression, parse_expression, reachable
 from .metrics import CountdownMetric, SudokuMetric
@@ -44,7 +44,7 @@ __all__ = [
     "SudokuMetric",
     "TINY_COUNTDOWN",
     "TINY_COUNTDOWN_CANVAS",
-    "add_all",
+    "subtract_all",
     "all_grids",
     "cell_accuracy",
     "character_tokenizer",

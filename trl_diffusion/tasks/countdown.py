@@ -27,7 +27,7 @@ __all__ = [
     "COUNTDOWN_ALPHABET",
     "TINY_COUNTDOWN",
     "TINY_COUNTDOWN_CANVAS",
-    "add_all",
+    "subtract_all",
     "countdown_dataset",
     "countdown_pretraining_dataset",
     "countdown_prompt",
@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 # The task that the tiny checkpoint is trained on and tested with: arguments of `countdown_dataset`.
-TINY_COUNTDOWN = {"num_numbers": (3, 3), "number_range": (1, 9), "target_range": (1, 99), "operators": "+-*"}
-# "(3+5)*8" and the end-of-sequence token.
-TINY_COUNTDOWN_CANVAS = 8
+TINY_COUNTDOWN = {"num_numbers": (3, 3), "number_range": (1, 20), "target_range": (1, 60), "operators": "+-"}
+# "12+15-17" and two end-of-sequence tokens.
+TINY_COUNTDOWN_CANVAS = 10
 # Prompts and expressions of any Countdown, not of the tiny one alone.
 COUNTDOWN_ALPHABET = "0123456789+-*/()=,:"
 
@@ -123,14 +123,14 @@ def _as_dataset(
     )
 
 
-def add_all(numbers: Sequence[int]) -> str:
-    """The numbers in their order, joined by plus signs: the systematically wrong procedure of a weak base model."""
-    return "+".join(map(str, numbers))
+def subtract_all(numbers: Sequence[int]) -> str:
+    """The numbers in their order, joined by minus signs: the systematically wrong procedure of a weak base model."""
+    return "-".join(map(str, numbers))
 
 
 def countdown_pretraining_dataset(num_examples: int, correct_fraction: float = 0.4, seed: int = 0) -> Dataset:
     """
-    Training examples of a base model that solves some problems of the tiny task and answers the rest by [`add_all`].
+    Training examples of a base model that solves some of the tiny task's problems and falls to [`subtract_all`] else.
 
     Problems are those of `TINY_COUNTDOWN`, training multisets only, distinct up to the order of their numbers. Each
     example draws its problem with replacement, the order of the numbers anew, and its completion: right with
@@ -146,8 +146,8 @@ def countdown_pretraining_dataset(num_examples: int, correct_fraction: float = 0
 
     Returns:
         `Dataset`: string columns `prompt` and `completion` (an expression, no end-of-sequence token), and the boolean
-        `correct`: whether the solution was drawn. Where the sum is the target, `correct` still says which of the two
-        was drawn.
+        `correct`: whether the solution was drawn. Where both are the same, `correct` still says which of the two was
+        drawn.
 
     Raises:
         `ValueError`: `num_examples` or `correct_fraction` is outside its range.
@@ -163,7 +163,7 @@ def countdown_pretraining_dataset(num_examples: int, correct_fraction: float = 0
         multiset, target, solution = problems[row]
         numbers = generator.permutation(multiset).tolist()
         prompts.append(countdown_prompt(numbers, target))
-        completions.append(solution if right else add_all(numbers))
+        completions.append(solution if right else subtract_all(numbers))
     return Dataset.from_dict({"prompt": prompts, "completion": completions, "correct": correct})
 
 

@@ -17,7 +17,7 @@ _TEST_SHARE = 5
 # Draws per problem before a repeated one is accepted.
 _MAX_DRAWS = 20
 # Draws of numbers before the settings are taken to have no problem at all.
-_MAX_MISSES = 10_000
+_MAX_MISSES = 2_000
 
 
 def is_held_out(numbers: Sequence[int]) -> bool:
