@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None):
     run.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     run.add_argument("--kinds", nargs="+", default=["gradient", "training"], choices=["gradient", "training"])
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    run.add_argument("--rollouts", type=int, help="generation batches of a training: 60, or 40 in (c)")
+    run.add_argument("--rollouts", type=int, help="generation batches of a training: 30, or 20 with 4 updates")
     run.add_argument("--num_test", type=int, default=TrainingCell.num_test, help="held-out problems")
     run.add_argument("--mc_samples", type=int, nargs="+", default=GradientCell.mc_samples, help="n of the gradients")
     run.add_argument("--gradient_prompts", type=int, default=GradientCell.prompts, help="prompts of the gradients")
