@@ -23,7 +23,8 @@ from trl_diffusion.scripts.tasks import load_rl_task
 
 GENERATIONS = 8
 
-# Answer and EOS, two tokens per step. Fields of the trainer's config.
+# Answer and EOS; two tokens per step, and, where the answer is a sum to be found, one at a time in random order, of
+# which samples hold more. Fields of the trainer's config.
 TASKS = {
     "sudoku": {"max_completion_length": 17, "num_denoising_steps": 8},
     "countdown": {"max_completion_length": 10, "num_denoising_steps": 10, "unmasking": "random"},

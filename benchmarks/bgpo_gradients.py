@@ -31,8 +31,8 @@ ESTIMATORS = {
 OBJECTIVES = ("bgpo", "taylor", "jensen", "elbo")
 SCHEMES = ("bgpo", "stratified", "antithetic", "stratified-antithetic")
 
-# Optimizer steps between the rollouts' policy and the one measured. At the trainings' learning rates two of them leave weights
-# exp(d_j) of which one alone makes up the gradient, and no reference can be drawn.
+# Optimizer steps between the rollouts' policy and the one measured. At the trainings' learning rates two of them leave
+# weights exp(d_j) of which one alone makes up the gradient, and no reference can be drawn.
 UPDATES = (0, 2)
 UPDATE_SETTINGS = {"update_learning_rate": 1e-5, "copies_of_updates": 4}
 
