@@ -8,7 +8,7 @@
     python benchmarks/bgpo.py report     # the tables, and the curves in docs/figures
 
 (a) bias and variance of the gradient against the number n of masked copies, on-policy and off-policy, (b) BGPO, the
-exact ELBO, ESPO's sequence ratio, diffu-GRPO and coupled-GRPO at equal rollouts, (c) both halves of the bound, one
+exact ELBO, diffu-GRPO and coupled-GRPO at equal rollouts, (c) both halves of the bound, one
 half, and the exact ELBO where each rollout is updated on 2 or 4 times, at equal rollouts, (d) how noise levels are
 drawn: variance and training. Cells that several parts share are measured once. One that is interrupted leaves nothing;
 the others stay.
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None):
     run.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     run.add_argument("--kinds", nargs="+", default=["gradient", "training"], choices=["gradient", "training"])
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    run.add_argument("--rollouts", type=int, help="generation batches of a training: 30, or 20 with 4 updates")
+    run.add_argument("--rollouts", type=int, help="generation batches of a training: 30, or 15 with 4 updates")
     run.add_argument("--num_test", type=int, default=TrainingCell.num_test, help="held-out problems")
     run.add_argument("--mc_samples", type=int, nargs="+", default=GradientCell.mc_samples, help="n of the gradients")
     run.add_argument("--gradient_prompts", type=int, default=GradientCell.prompts, help="prompts of the gradients")

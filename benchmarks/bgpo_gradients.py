@@ -127,7 +127,7 @@ class GradientCell:
     estimator: str
     updates: int
     seed: int
-    prompts: int = 8
+    prompts: int = 4
     mc_samples: tuple[int, ...] = (1, 2, 4, 8, 16)
     repeats: int = 8
     reference: int = 256
