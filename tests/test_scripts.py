@@ -241,7 +241,7 @@ def test_the_countdown_checkpoint_subtracts_and_knows_better():
 # Whole runs
 
 
-DEMOS = [("tracerl", "TraceRL", "sudoku-llada-tiny", 8), ("bgpo", "BGPO", "countdown-llada-tiny", 5)]
+DEMOS = [("tracerl", "TraceRL", "sudoku-llada-tiny", 8), ("bgpo", "BGPO", "countdown-llada-tiny", 10)]
 
 
 @pytest.mark.parametrize(("script", "method", "checkpoint", "denoising_steps"), DEMOS)
