@@ -61,9 +61,8 @@ class Variant:
 
 
 def _off_policy(iterations: int) -> dict[str, Variant]:
-    """BGPO and its rivals where every rollout is updated on several times. Fewer copies, and fewer rollouts with 4
-    updates (60 updates in all), so that a cell takes no more than two minutes; smaller steps, at which the exponentials
-    stay small."""
+    """BGPO and its rivals where every rollout is updated on several times: 60 updates in all, so that a cell takes no
+    more than two minutes; with fewer copies, and smaller steps, at which the exponentials stay small."""
     common = {"num_iterations": iterations, "num_mc_samples": 4, "learning_rate": 3e-4}
     kinds = {
         "bgpo": (BGPOTrainer, {}),
