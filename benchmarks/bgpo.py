@@ -9,9 +9,8 @@
 
 (a) bias and variance of the gradient against the number n of masked copies, on-policy and off-policy, (b) BGPO, the
 exact ELBO, diffu-GRPO and coupled-GRPO at equal rollouts, (c) both halves of the bound, one half, and the exact ELBO
-where each rollout is updated on 2 or 4 times, at equal rollouts, (d) how noise levels are drawn: variance and training.
-Cells that several parts share are measured once. One that is interrupted leaves nothing;
-the others stay.
+where each rollout is updated on 2 or 4 times, at equal rollouts, (d) how noise levels are drawn: variance and
+training. Cells that several parts share are measured once. One that is interrupted leaves nothing; the others stay.
 """
 
 import argparse
