@@ -54,7 +54,8 @@ class BGPOConfig(DiffusionGRPOConfig):
         epsilon_high (`float`, *optional*):
             Upper range of the clip; defaults to `epsilon`.
         delta (`float`, *optional*):
-            Dual clip: where A < 0 the ratio counts at most this, e.g. 3. `None`: no dual clip.
+            Dual clip: where A < 0 the ratio counts at most this, e.g. 3. `None`: no dual clip. With it, and with
+            `log_ratio_clamp`, `objective="bgpo"` is no lower bound any more.
         gradient_variance_steps (`int`, *optional*):
             Optimizer steps between estimates of the Monte-Carlo variance of a micro-batch's gradient; one costs a
             forward and backward pass more per copy, and two copies of the trained parameters. With
