@@ -19,6 +19,7 @@ from trl_diffusion import BGPOTrainer, DiffusionGRPOTrainer
 from trl_diffusion.checkpoints import tiny_checkpoint
 from trl_diffusion.evaluation import complete
 from trl_diffusion.scripts.tasks import load_rl_task
+from trl_diffusion.trainer.objectives import bounded_exp
 
 
 GENERATIONS = 8
@@ -40,7 +41,7 @@ class TaylorTrainer(BGPOTrainer):
 class JensenTrainer(BGPOTrainer):
     """The half of the bound for A < 0, exp(d_j) A, for both signs: where A > 0 it lies above what it stands for."""
 
-    _bound_ratio = staticmethod(lambda differences, advantages: torch.exp(differences))
+    _bound_ratio = staticmethod(lambda differences, advantages: bounded_exp(differences))
 
 
 @dataclass(frozen=True)

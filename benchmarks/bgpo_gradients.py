@@ -148,7 +148,7 @@ class GradientCell:
 
             variance = Σ_r |g_r − ḡ|² / (R − 1) / |G|²,   bias = |ḡ − G| / |G|,   noise of the bias = √(variance / R)
 
-        An estimator without bias has a bias of about its noise (and of the reference's, which is smaller).
+        An estimator without bias has a bias of about its noise and the reference's together.
         """
         at = situation(self.task, self.seed, self.prompts, self.updates)
         reference = at.reference(self.reference)

@@ -50,8 +50,9 @@ def saved_bytes(compute: Callable[[], object], model: torch.nn.Module) -> int:
         def __init__(self, tensor: torch.Tensor):
             nonlocal held, peak
             storage = tensor.untyped_storage()
-            # A weight is in memory anyway, and its transposed view is the same storage.
-            self.tensor, self.place, self.size = tensor, storage.data_ptr(), storage.nbytes()
+            # A weight is in memory anyway, and its transposed view is the same storage. Without `detach`, an output
+            # that is saved would hold its own graph.
+            self.tensor, self.place, self.size = tensor.detach(), storage.data_ptr(), storage.nbytes()
             uses[self.place] += 1
             if uses[self.place] == 1 and self.place not in weights:
                 held += self.size

@@ -100,18 +100,31 @@ def _few_digits(values: list[float]) -> str:
 def gradient_table(found: Found) -> list[str]:
     """Lines of a table: a row for each estimator and n; bias, its noise and variance as shares of the reference.
 
-    The square of the bias that is measured is the bias's own plus, in expectation, that of the noise.
+    The square of the bias that is measured is, in expectation, the bias's own plus the squares of two noises: that of
+    the mean over repeats, and that of the reference, which all rows share.
     """
+    reference = _reference_noise(found)
     columns = ("n", "seeds", "bias", "its noise", "without it", "variance", "cosine to the reference")
     lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
     for name, by_seed in found.items():
         for index, n in enumerate(next(iter(by_seed.values()))["mc_samples"]):
             read = {key: [r[key][index] for r in by_seed.values()] for key in ("bias", "noise", "variance", "cosine")}
+            read["noise"] = [(r["noise"][index] ** 2 + reference[seed] ** 2) ** 0.5 for seed, r in by_seed.items()]
             pairs = zip(read["bias"], read["noise"], strict=True)
             without = [max(bias**2 - noise**2, 0.0) ** 0.5 for bias, noise in pairs]
             values = map(_few_digits, (read["bias"], read["noise"], without, read["variance"], read["cosine"]))
             lines.append(f"| {name} | {n} | {len(by_seed)} | {' | '.join(values)} |")
     return lines
+
+
+def _reference_noise(found: Found) -> dict[int, float]:
+    """Seed → |reference − its expectation| / |reference|, from the variance of the same objective at the largest n:
+    the reference is one gradient of more copies."""
+    by_seed = found.get("elbo") or found["bgpo"]  # on-policy the two are one
+    return {
+        seed: (result["variance"][-1] * result["mc_samples"][-1] / result["settings"]["reference"]) ** 0.5
+        for seed, result in by_seed.items()
+    }
 
 
 def gradient_section(task: str, updates: int, found: Found, figures: Path, letter: str) -> str:

@@ -89,7 +89,7 @@ def saved_bytes(compute) -> int:
     class Kept:
         def __init__(self, tensor):
             nonlocal held, peak
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # an output that is saved would hold its own graph
             held += tensor.numel() * tensor.element_size()
             peak = max(peak, held)
 

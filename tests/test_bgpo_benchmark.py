@@ -33,7 +33,7 @@ def test_every_variant_says_what_it_trains(benchmark):
     from bgpo_cells import VARIANTS, TrainingCell
 
     cells = [TrainingCell("sudoku", name, 1, 10).settings() for name in VARIANTS]
-    assert len({json.dumps(cell["training"]) + cell["trainer"] for cell in cells}) == len(VARIANTS) == 16
+    assert len({json.dumps(cell["training"]) + cell["trainer"] for cell in cells}) == len(VARIANTS) == 15
     # Equal rollouts: a second update on each is a second optimizer step.
     steps = [cell["training"]["max_steps"] / cell["training"].get("num_iterations", 1) for cell in cells]
     assert set(steps) == {10}
@@ -61,6 +61,45 @@ def test_estimators_are_the_halves_of_the_bound(benchmark):
     on_policy = Situation("sudoku", 1, prompts=2, updates=0)
     on_policy.inputs["advantages"] = advantages
     torch.testing.assert_close(on_policy.gradient("bgpo", 2, "same"), on_policy.gradient("elbo", 2, "same"))
+
+
+def test_bias_and_variance_of_known_gradients(benchmark, monkeypatch):
+    import bgpo_gradients
+    from bgpo_report import gradient_table
+
+    # Two repeats at n = 1, (3, 1) and (1, 3), and at n = 4; the reference is (2, 0).
+    draws = {1: [[3.0, 1.0], [1.0, 3.0]], 4: [[2.0, 1.0], [2.0, 1.0]]}
+
+    class Fake:
+        trainer = type("Trainer", (), {"_metrics": {"train": {}}})
+
+        def reference(self, number):
+            assert number == 16
+            return torch.tensor([2.0, 0.0])
+
+        def gradient(self, estimator, n, draw):
+            assert estimator == "bgpo"
+            return torch.tensor(draws[n][int(draw.split()[-1])])
+
+    monkeypatch.setattr(bgpo_gradients, "situation", lambda *arguments: Fake())
+    cell = bgpo_gradients.GradientCell("sudoku", "bgpo", 0, 1, mc_samples=(1, 4), repeats=2, reference=16)
+    result = cell.measure()
+    assert result["bias"] == pytest.approx([1.0, 0.5])  # the means are (2, 2) and (2, 1)
+    assert result["variance"] == pytest.approx([4 / 4, 0.0])  # Σ |g − ḡ|² / (R − 1) = 2 + 2
+    assert result["noise"] == pytest.approx([0.5**0.5, 0.0])
+    assert result["cosine"] == pytest.approx([(3 / 10**0.5 + 1 / 10**0.5) / 2, 2 / 5**0.5])
+    # The reference has the variance of 16 copies: that of n = 4, here 1, over 4.
+    result["variance"][1] = 1.0
+    row = gradient_table({"bgpo": {1: result}})[2].split(" | ")
+    assert row[3:6] == ["1", f"{(0.5 + 0.25) ** 0.5:.3g}", "0.5"]
+
+
+def test_spreads_are_those_behind_the_last_update(benchmark):
+    from bgpo_report import _behind
+
+    curves = {"difference_std": [0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0, 5.0, 9.0]}
+    result = {"settings": {"training": {"num_iterations": 3}}, "curves": curves}
+    assert _behind("difference_std")(result) == 4.0  # the median of 2, 4 and 9
 
 
 def test_memory_grows_with_the_copies_in_the_naive_graph_alone(benchmark, capsys):
@@ -91,7 +130,7 @@ def test_cells_are_measured_once_and_reported(benchmark, tmp_path, capsys):
         "2",
     ]
     benchmark.main([*run, "--rollouts", "2"])
-    assert "16 cells, 0 of them there already" in capsys.readouterr().out
+    assert "12 cells, 0 of them there already" in capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     result = json.loads(files["training-sudoku-bgpo-1.json"])
     assert len(result["curves"]["reward"]) == 2 and not result["collapsed"] and result["after"]["solve_rate"] >= 0
@@ -100,11 +139,11 @@ def test_cells_are_measured_once_and_reported(benchmark, tmp_path, capsys):
     assert json.loads(files["gradient-sudoku-0-updates-antithetic-1.json"])["mc_samples"] == [2]
 
     # Interrupted: two cells are missing, and they alone are measured, with the same result.
-    for name in ("training-sudoku-stratified-1", "gradient-sudoku-4-updates-elbo-1"):
+    for name in ("training-sudoku-stratified-1", "gradient-sudoku-2-updates-elbo-1"):
         (tmp_path / f"{name}.json").unlink()
     benchmark.main([*run, "--rollouts", "2"])
     output = capsys.readouterr().out
-    assert "16 cells, 14 of them there already" in output and output.count("in all") == 2
+    assert "12 cells, 10 of them there already" in output and output.count("in all") == 2
     again = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {name for name in files if again[name] != files[name]} <= {"training-sudoku-stratified-1.json"}
     with pytest.raises(ValueError, match="rollouts was 2 and is 1"):
@@ -117,7 +156,7 @@ def test_cells_are_measured_once_and_reported(benchmark, tmp_path, capsys):
     charts = {path.name: ElementTree.parse(path) for path in (tmp_path / "figures").iterdir()}
     lines = {name: len(chart.findall("{http://www.w3.org/2000/svg}polyline")) for name, chart in charts.items()}
     assert lines["bgpo_a_sudoku_variance_2.svg"] == 4 and lines["bgpo_d_sudoku.svg"] == 4
-    assert lines["bgpo_a_sudoku_bias_0.svg"] == 1 and len(lines) == 9
+    assert lines["bgpo_a_sudoku_bias_0.svg"] == 1 and len(lines) == 7
 
 
 def test_several_updates_on_a_rollout(benchmark, tmp_path, capsys):

@@ -78,6 +78,12 @@ def test_splits_share_no_multiset_whatever_the_seed_and_the_ranges():
         assert all(map(is_held_out, itertools.permutations(numbers)))
 
 
+def test_the_split_is_that_of_the_checkpoint():
+    """Another one would test the shipped checkpoint on what it was trained on."""
+    held_out = [numbers for numbers in itertools.combinations_with_replacement(range(1, 6), 3) if is_held_out(numbers)]
+    assert held_out == [(1, 1, 1), (1, 2, 3), (1, 4, 4), (1, 5, 5), (2, 4, 5), (3, 3, 3), (3, 4, 5), (4, 5, 5)]
+
+
 def test_a_fifth_of_the_multisets_is_held_out():
     held_out = [is_held_out(m) for m in itertools.combinations_with_replacement(range(1, 31), 3)]
     assert sum(held_out) / len(held_out) == pytest.approx(0.2, abs=0.03)
@@ -126,6 +132,8 @@ def test_pretraining_completions_are_a_solution_or_the_difference():
             assert countdown_reward([row["completion"]], [numbers], [int(target)]) == [1.0]
         else:
             assert row["completion"] == subtract_all(numbers) == given.replace(",", "-")
+    given = [[int(number) for number in row["prompt"].split("=")[0].split(",")] for row in rows]
+    assert sum(numbers != sorted(numbers) for numbers in given) > 300  # in any order
     # 0.4 +- 0.09 is four standard errors of 500 draws.
     assert sum(rows["correct"]) / 500 == pytest.approx(0.4, abs=0.09)
 

@@ -4,7 +4,8 @@
 """
 Countdown as a task: reach a target by an expression that uses each given number once.
 
-Problems are split by the multiset of their numbers; rewards and metrics read an answer as d1's evaluation does.
+Problems are split by the multiset of their numbers. Rewards and metrics find the answer in a text as d1's evaluation
+does; unlike it they refuse signs (-3+8 is 8-3 written otherwise) and compute exactly.
 """
 
 import json

@@ -122,10 +122,10 @@ class BGPOConfig(DiffusionGRPOConfig):
             raise ValueError(
                 "normalize_length=False with objective='sequence', which is defined by it. Use objective='elbo'."
             )
-        if self.epsilon is None and self.epsilon_high is not None:
-            raise ValueError(f"epsilon_high={self.epsilon_high} has no effect without epsilon. Set epsilon too.")
         if self.epsilon is None and is_sequence:
             self.epsilon = 0.2
+        if self.epsilon is None and self.epsilon_high is not None:
+            raise ValueError(f"epsilon_high={self.epsilon_high} has no effect without epsilon. Set epsilon too.")
         for name in ("epsilon", "epsilon_high"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")

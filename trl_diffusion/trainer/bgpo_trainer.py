@@ -70,6 +70,14 @@ class BGPOTrainer(DiffusionGRPOTrainer):
             }"""),
     }
     _config_class = BGPOConfig
+    _ROLLOUT_FIELDS = (
+        *DiffusionGRPOTrainer._ROLLOUT_FIELDS,
+        "num_mc_samples",
+        "noise_levels",
+        "antithetic",
+        "min_noise_level",
+        "normalize_length",
+    )
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

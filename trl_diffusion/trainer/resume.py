@@ -37,22 +37,12 @@ class ResumableRolloutsMixin:
 
     _epoch_sampler: EpochRepeatSampler | None = None
 
-    # Fields of the config, where it has them, that what is kept of a rollout depends on: its views and old scores.
-    _ROLLOUT_FIELDS = (
-        "likelihood",
-        "prompt_mask_probability",
-        "num_mc_samples",
-        "noise_levels",
-        "antithetic",
-        "min_noise_level",
-        "normalize_length",
-        "temperature",
-    )
+    # Fields of the config that what is kept of a rollout depends on: its views and old scores.
+    _ROLLOUT_FIELDS = ("likelihood", "prompt_mask_probability", "temperature")
 
     def _rollout_settings(self) -> dict:
-        args = self.args
-        settings = {name: getattr(args, name) for name in self._ROLLOUT_FIELDS if hasattr(args, name)}
-        return settings | {"beta is not 0": args.beta != 0}
+        settings = {name: getattr(self.args, name) for name in self._ROLLOUT_FIELDS}
+        return settings | {"beta is not 0": self.args.beta != 0}
 
     def _get_train_sampler(self, dataset=None):
         dataset = self.train_dataset if dataset is None else dataset
