@@ -66,6 +66,18 @@ def test_tracerl_trains(saved, tokenizer, tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+def test_bgpo_trains(saved, tokenizer, tmp_path):
+    settings = {"objective": "elbo", "num_iterations": 2, "num_mc_samples": 2, "learning_rate": 1e-3, "max_steps": 6}
+    trainer = rl_trainer("bgpo", saved, tokenizer, tmp_path / "rl", reward=sum_of_digits, **settings)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(before[name], parameter) for name, parameter in trainer.model.named_parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    # The old scores are those of the same copies: as long as the policy has not moved they are equal.
+    spreads = [row["elbo/difference_std"] for row in trainer.state.log_history if "elbo/difference_std" in row]
+    assert max(spreads[::2]) < 1e-4 < max(spreads[1::2])
+
+
 @pytest.mark.parametrize("name", ["sft", "tracerl"])
 def test_lora_leaves_the_base_alone(name, saved, tokenizer, tmp_path):
     peft_config = LoraConfig(**LORA)
