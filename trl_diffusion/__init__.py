@@ -31,6 +31,10 @@ _LAZY = {
     "BGPOTrainer": "trainer",
     "TraceRLConfig": "trainer",
     "TraceRLTrainer": "trainer",
+    "UnmaskPolicyConfig": "trainer",
+    "UnmaskPolicyModel": "models",
+    "UnmaskPolicyModelConfig": "models",
+    "UnmaskPolicyTrainer": "trainer",
 }
 
 __all__ = ["DiffusionGenerationConfig", "Rollout", *_LAZY]

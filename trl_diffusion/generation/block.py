@@ -3,13 +3,16 @@
 
 """Denoising one block."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .distribution import TokenDraw, draw_tokens
-from .noise import POSITIONS, TOKENS, row_noise
+from .noise import POSITIONS, ROWS, TOKENS, row_noise
+from .policy import CanvasState, UnmaskingPolicy, canvas_features, confidence_features
 from .schedule import even_shares, fractions_left
 from .unmasking import RULES, UnmaskingState, custom_rule, is_scheduled, needs_noise
 
@@ -70,6 +73,13 @@ class Block:
         self.device_shares = self._to_device(self.shares)
         self.device_fractions = self._to_device(self.fractions)
         self.scheduled = is_scheduled(self.config)
+        rule = self.config.unmasking
+        self.policy = rule if isinstance(rule, UnmaskingPolicy) else None
+        # The steps that a policy has, (R,): the CPU's, and the device's own.
+        self.limits = np.maximum(steps, 1)
+        self.device_limits = self._to_device(self.limits)
+        # Masks of later blocks that a policy sees, side by side.
+        self.others, self.num_others = self._later_masks() if self.policy else (None, None)
         self.noise: dict[int, torch.Tensor] = {}
 
     def denoise(self, on_step=None):
@@ -108,16 +118,19 @@ class Block:
     def _select(self, places: np.ndarray):
         """Go on with some rows: (R',)."""
         on_device = self._to_device(places)
-        for name in ("row_index", "ids", "open", "steps_done", *self.recorded):
+        names = ("row_index", "ids", "open", "steps_done", "device_limits", *self.recorded)
+        for name in names if self.policy is None else (*names, "others", "num_others"):
             setattr(self, name, getattr(self, name)[on_device])
         for name in ("device_shares", "device_fractions"):
             setattr(self, name, getattr(self, name)[:, on_device])
-        self.rows, self.left = self.rows[places], self.left[places]
+        self.rows, self.left, self.limits = self.rows[places], self.left[places], self.limits[places]
         self.shares, self.fractions = self.shares[:, places], self.fractions[:, places]
         self.noise = {stream: values[:, on_device] for stream, values in self.noise.items()}
 
     def _least_committed(self, step: int) -> np.ndarray:
         """Positions that a step commits of each row at the least, (R,)."""
+        if self.policy is not None:
+            return np.where(step + 1 >= self.limits, self.left, 0 if self.policy.may_wait else 1)
         if not isinstance(self.config.unmasking, str):
             return np.ones_like(self.left)
         if self.config.unmasking == "origin":
@@ -133,13 +146,12 @@ class Block:
         config = self.config
         # Candidates of each row side by side, in `width` places; rows with fewer have idle places.
         width = self.open.size(1) if config.torch_compile else int(self.left.max())
-        order = self.open.cumsum(dim=1) - 1  # (R, K)
-        columns = torch.arange(self.open.size(1), device=self.device).expand_as(order)
-        places = torch.zeros(len(order), width + 1, dtype=torch.long, device=self.device)
-        places.scatter_(1, torch.where(self.open, order, width), columns)
-        places = places[:, :width]  # (R, m): column of the block in each place; 0 where it is idle
-
-        logits = self._logits(places, step)  # (R, m, V)
+        places, order = side_by_side(self.open, width)  # (R, m): column of the block in each place
+        seen = places + self.start if self.policy is None else torch.cat([places + self.start, self.others], dim=1)
+        logits, hidden = self._logits(seen, step)  # (R, m or more, V)
+        # Before tokens are drawn, which overwrites the logits.
+        features = None if self.policy is None else self._policy_features(logits, hidden)
+        logits = logits[:, :width]
         uniform = None
         if config.temperature > 0:
             uniform = self._noise(TOKENS, step).gather(1, places).flatten()
@@ -147,6 +159,8 @@ class Block:
         del logits
         self.steps_done += self.open.any(dim=1)
         state = self._state(step, drawn, order.clamp(0, width - 1))
+        if self.policy is not None:
+            state.canvas = self._canvas_state(step, features, seen, width)
         tokens, logprobs = state.tokens, state.logprobs
         entropies = state.entropy if config.output_entropies else None
         if isinstance(config.unmasking, str):
@@ -156,6 +170,9 @@ class Block:
             tokens, logprobs = tokens.clone(), logprobs.clone()
             entropies = entropies.clone() if config.output_entropies else None
             committed, forced = custom_rule(state, config, self.open)
+        if self.policy is not None:
+            rest = self.open & ~committed & (step + 1 >= self.device_limits)[:, None]
+            committed, forced = committed | rest, forced | rest
 
         window = self.ids[:, self.start : self.end]
         window.copy_(torch.where(committed, tokens, window))
@@ -172,7 +189,7 @@ class Block:
         if self.config.step_schedule == "linear_time":
             share = (self.open.sum(dim=1).float() * fraction).long()
         # A rule of the user's may write into what it is given, or keep it.
-        copied = torch.Tensor.clone if callable(self.config.unmasking) else lambda tensor: tensor
+        copied = torch.Tensor.clone if not isinstance(self.config.unmasking, str) else lambda tensor: tensor
         return UnmaskingState(
             candidates=copied(self.open),
             slots=slots,
@@ -185,23 +202,70 @@ class Block:
             step=copied(self.steps_done),
         )
 
-    def _noise(self, stream: int, step: int) -> torch.Tensor:
-        """(R, K), fp64."""
+    # What a policy sees
+
+    def _later_masks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns of the masks of later blocks whose logits every step computes, (R, m'), and how many a row has,
+        (R,). What is not right of the block in the window is not seen."""
+        generation, layout = self.generation, self.generation.layout
+        in_window = not generation.block_causal and self.config.cache in ("none", "prefix")
+        counts = layout.fill_counts[self.rows, self.index + 1 :].sum(axis=1) * in_window
+        most = int(counts.max())
+        later = layout.fill[self.row_index, self.end :]
+        places = side_by_side(later, most)[0] if most else later.new_zeros(len(later), 0, dtype=torch.long)
+        return places + self.end, self._to_device(counts)
+
+    def _policy_features(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        """(R, m, F), from logits (R, m, V) and hidden states (R, m, H)."""
+        features = confidence_features(logits.flatten(0, 1), self.policy.inputs).view(*logits.shape[:2], -1)
+        return features if hidden is None else torch.cat([features, hidden.float()], dim=2)
+
+    def _canvas_state(self, step: int, features: torch.Tensor, seen: torch.Tensor, width: int) -> CanvasState:
+        """From the features at columns `seen`, (R, m + m'), of which the first m are the block's."""
+        generation, layout = self.generation, self.generation.layout
+        begins = generation.begins[self.row_index][:, None]  # (R, 1)
+        columns = begins + torch.arange(int(layout.lengths.max()), device=self.device)  # (R, C)
+        inside = columns < layout.end[self.row_index][:, None]
+        still = layout.fill[self.row_index]
+        still[:, : self.start] = False
+        still[:, self.start : self.end] = self.open
+        masked = still.gather(1, columns.clamp(max=still.size(1) - 1)) & inside
+        rank = torch.arange(seen.size(1), device=self.device)
+        own = self.open.sum(dim=1, keepdim=True)
+        real = torch.where(rank < width, rank < own, rank - width < self.num_others[:, None])
+        block = torch.arange(self.start, self.end, device=self.device)
+        lengths = self._to_device(layout.lengths[self.rows])
+        return CanvasState(
+            features=canvas_features(features, seen - begins, real, masked, inside),
+            masked=masked,
+            inside=inside,
+            time=(self.steps_done - 1).clamp(min=0) / lengths,
+            places=(block - begins).clamp(0, columns.size(1) - 1),
+            last=step + 1 >= self.device_limits,
+            rows=self.row_index,
+            row_noise=self._noise(ROWS, step, 2),
+        )
+
+    def _noise(self, stream: int, step: int, width: int | None = None) -> torch.Tensor:
+        """(R, K) or (R, width), fp64."""
         if step % _NOISE_STEPS == 0:
             seeds = [self.generation.seeds[row] for row in self.rows.tolist()]
             steps = range(step, step + _NOISE_STEPS)
-            self.noise[stream] = self._to_device(row_noise(seeds, self.index, steps, self.open.size(1), stream))
+            width = width or self.open.size(1)
+            self.noise[stream] = self._to_device(row_noise(seeds, self.index, steps, width, stream))
         return self.noise[stream][step % _NOISE_STEPS]
 
     # The forward pass
 
-    def _logits(self, places: torch.Tensor, step: int) -> torch.Tensor:
-        """Logits that the tokens at these places of the block are drawn from, before temperature and filters:
-        (R, m, V), fp32."""
+    def _logits(self, seen: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits that the tokens at these columns are drawn from, before temperature and filters: (R, m, V), fp32;
+        and the hidden states they come from, (R, m, H), where a policy wants them."""
         generation, config = self.generation, self.config
         first, last, in_sight, whole = self._window(step)
-        columns = places + self.start - first
-        logits = _in_fp32(self._forward(self.ids, columns, first, last, in_sight, whole, 0))
+        columns = seen - first
+        wants_hidden = self.policy is not None and self.policy.inputs.hidden_size > 0
+        with head_inputs(generation.model) if wants_hidden else nullcontext([None]) as hidden:
+            logits = _in_fp32(self._forward(self.ids, columns, first, last, in_sight, whole, 0))
         if config.guides:
             layout = generation.layout
             given = ~layout.fill[self.row_index] & ~layout.canvas[self.row_index]
@@ -212,11 +276,11 @@ class Block:
             generation.committed = self.start
         logits.index_fill_(2, generation.suppressed, float("-inf"))
         if generation.begin_suppressed is not None:
-            at_begin = places + self.start == generation.begins[self.row_index][:, None]  # (R, m)
+            at_begin = seen == generation.begins[self.row_index][:, None]  # (R, m)
             values = logits.index_select(2, generation.begin_suppressed)
             values.masked_fill_(at_begin[..., None], float("-inf"))
             logits.index_copy_(2, generation.begin_suppressed, values)
-        return logits
+        return logits, hidden[-1]
 
     def _window(self, step: int) -> tuple[int, int, int, bool]:
         """Columns that a step computes, [first, last), how many columns it sees, and whether it is one that computes
@@ -272,6 +336,37 @@ class Block:
         key = torch.arange(in_sight, device=self.device)
         real = (key >= layout.first[self.row_index][:, None]) & (key < layout.end[self.row_index][:, None])
         return real, layout.block_length if blocks else None
+
+
+def side_by_side(chosen: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the chosen columns of each row are, side by side.
+
+    Args:
+        chosen (`torch.BoolTensor` of shape (R, K)):
+            At most `width` of a row.
+        width (`int`):
+            m.
+
+    Returns:
+        Column in each place, (R, m), 0 where a row has fewer; and the rank of each column among the chosen ones of its
+        row, (R, K), which means nothing for the others.
+    """
+    order = chosen.cumsum(dim=1) - 1  # (R, K)
+    columns = torch.arange(chosen.size(1), device=chosen.device).expand_as(order)
+    places = torch.zeros(len(order), width + 1, dtype=torch.long, device=chosen.device)
+    places.scatter_(1, torch.where(chosen, order, width), columns)
+    return places[:, :width], order
+
+
+@contextmanager
+def head_inputs(model) -> Iterator[list[torch.Tensor]]:
+    """Fills up with the hidden states that the model's head is given."""
+    kept: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def _in_fp32(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .configuration import DiffusionGenerationConfig
+from .configuration import DiffusionGenerationConfig, names_policy
+from .policy import UnmaskingPolicy
 from .streamers import CanvasStreamer
 from .unmasking import RULES
 
@@ -17,11 +18,21 @@ def check_settings(model, config: DiffusionGenerationConfig):
     Raises:
         ValueError: names the field, the value and the remedy.
     """
-    if isinstance(config.unmasking, str) and config.unmasking not in RULES:
+    rule = config.unmasking
+    if isinstance(rule, str) and names_policy(rule):
+        rule = model.unmasking_policy(rule)
+    elif isinstance(rule, str) and rule not in RULES:
         raise ValueError(
-            f"unmasking={config.unmasking!r} says where a rule came from, and nothing is imported because a "
-            "file says so: load or import the rule, and pass it itself as `unmasking`."
+            f"unmasking={rule!r} says where a rule came from, and nothing is imported because a file says so: import "
+            "the rule, and pass it itself as `unmasking`."
         )
+    if isinstance(rule, UnmaskingPolicy):
+        hidden_size = rule.inputs.hidden_size
+        if hidden_size not in (0, model.config.hidden_size):
+            raise ValueError(
+                f"unmasking is a policy for hidden states of size {hidden_size}; the model's have "
+                f"{model.config.hidden_size}. Train one for this model, or one that sees confidences alone."
+            )
     full = model.attention == "full"
     if config.cache == "block" and full:
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from .policy import UnmaskingPolicy
 from .unmasking import RULES
 
 
@@ -55,6 +56,8 @@ _OWN_DEFAULTS = {
     "factor": None,
     "entropy_bound": None,
     "alg_temp": None,
+    "policy_temperature": None,
+    "policy_beta": None,
     "step_schedule": "even",
     "cache": "none",
     "cache_refresh_interval": None,
@@ -95,13 +98,20 @@ class DiffusionGenerationConfig(GenerationConfig):
             - `"entropy_bounded"`: the n surest while their entropies without the largest add up to ≤ `entropy_bound`
               (EB-sampler, arXiv 2505.24857).
 
-            `"origin"`: each with the share's probability (Dream). Or a callable, such as a policy's module: takes an
-            [`UnmaskingState`] and returns the positions to commit.
+            `"origin"`: each with the share's probability (Dream). Or a learned policy ([`UnmaskPolicyModel`]): the
+            model, or its folder or Hub id; `num_denoising_steps` then bounds the steps of a block. Or a callable,
+            which takes an [`UnmaskingState`] and returns the positions to commit.
         threshold, factor, entropy_bound (`float`, *optional*):
             For the rules that bear their names; `entropy_bound` in nats.
         alg_temp (`float`, *optional*):
             Makes the choice of positions stochastic: n are drawn without replacement from softmax(score / `alg_temp`)
             (Dream). `None` or 0: the n best.
+        policy_temperature (`float`, *optional*):
+            τ_π of a learned policy: its logits are divided by it; 0: what is more likely than not. Defaults to the
+            policy's own.
+        policy_beta (`float`, *optional*):
+            β of a learned policy: positions are revealed with probability min(1, βs) instead of s; more than 1 is
+            faster. `None`: 1.
         step_schedule (`str`, *optional*, defaults to `"even"`):
             How a block's tokens are shared out over its steps. `"even"`: earlier steps take the remainder (LLaDA).
             `"linear_time"`: times run from 1 to 0.001, step i commits ⌊masks left · (1 − t_{i+1}/t_i)⌋, the last step
@@ -201,7 +211,7 @@ class DiffusionGenerationConfig(GenerationConfig):
 
     def __eq__(self, other) -> bool:
         """Whether all fields are equal; live unmasking rules where they are the same object."""
-        same_rule = self.unmasking == getattr(other, "unmasking", None) or not callable(self.unmasking)
+        same_rule = self.unmasking == getattr(other, "unmasking", None)
         return super().__eq__(other) and same_rule
 
     __hash__ = GenerationConfig.__hash__
@@ -287,11 +297,19 @@ class DiffusionGenerationConfig(GenerationConfig):
         rule = self.unmasking
         if isinstance(rule, str):
             known = rule in RULES
-            hint = f"be one of {', '.join(RULES)}, or a callable"
-            # A path: what a rule that was live when it was saved is called in the file.
-            _require(known or "." in rule or "/" in rule or os.path.isdir(rule), "unmasking", rule, hint)
+            hint = f"be one of {', '.join(RULES)}, the folder or Hub id of a policy, or a callable"
+            # With a dot: what a function that was live when it was saved is called in the file.
+            _require(known or "." in rule or names_policy(rule), "unmasking", rule, hint)
         else:
-            _require(callable(rule), "unmasking", rule, f"be one of {', '.join(RULES)}, or a callable")
+            good = callable(rule) or isinstance(rule, UnmaskingPolicy)
+            _require(good, "unmasking", rule, f"be one of {', '.join(RULES)}, a policy, or a callable")
+        for name, least in (("policy_temperature", 0.0), ("policy_beta", 1e-6)):
+            value = getattr(self, name)
+            if value is not None:
+                takes = names_policy(rule) if isinstance(rule, str) else isinstance(rule, UnmaskingPolicy)
+                _require(takes, name, value, "be None unless unmasking is a learned policy")
+                _require_moderate(name, value)
+                _require(value >= least, name, value, "be positive")
         for name, (field, in_range, wanted) in _RULE_FIELDS.items():
             value = getattr(self, field)
             if rule == name:
@@ -335,6 +353,11 @@ class DiffusionGenerationConfig(GenerationConfig):
         rule = self.unmasking
         chooses_at_random = rule in ("random", "origin") if isinstance(rule, str) else True
         return bool(self.temperature > 0 or self.alg_temp or chooses_at_random)
+
+
+def names_policy(rule: str) -> bool:
+    """Whether the name of a rule is the folder or the Hub id of a policy."""
+    return rule not in RULES and ("/" in rule or os.path.isdir(rule))
 
 
 def rule_path(rule: Callable) -> str | None:

@@ -13,7 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .checks import check_inputs, check_settings
-from .configuration import DiffusionGenerationConfig
+from .configuration import DiffusionGenerationConfig, names_policy
+from .policy import UnmaskingPolicy
 from .rollout import Rollout
 from .sampler import denoise
 
@@ -131,6 +132,8 @@ class DiffusionGenerationMixin(GenerationMixin):
             raise ValueError(f"input_ids is a {type(input_ids).__name__}; it must be a tensor of shape (B, P).")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if isinstance(config.unmasking, str) and names_policy(config.unmasking):
+            config.unmasking = self.unmasking_policy(config.unmasking)
         check_inputs(self, config, input_ids, attention_mask, infill_mask, hint_ids, streamer)
         input_ids, attention_mask = input_ids.long(), attention_mask.long()
         copies = config.num_return_sequences or 1
@@ -157,6 +160,14 @@ class DiffusionGenerationMixin(GenerationMixin):
         if config.return_dict_in_generate:
             return DiffusionGenerateOutput(sequences=sequences, rollout=rollout)
         return sequences
+
+    def unmasking_policy(self, name_or_path: str) -> UnmaskingPolicy:
+        """The policy of a folder or of the Hub, on the model's device.
+
+        Raises:
+            ValueError: there is no policy.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not load policies.")
 
     def _generation_settings(
         self, generation_config: DiffusionGenerationConfig | None, kwargs: dict, infills: bool

@@ -10,7 +10,7 @@ import torch
 
 
 # What a number is used for: the streams of a row do not overlap.
-TOKENS, POSITIONS = 0, 1
+TOKENS, POSITIONS, ROWS = 0, 1, 2
 
 
 def row_seeds(seed: int | list[int] | None, batch_size: int) -> list[int]:

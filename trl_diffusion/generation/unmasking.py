@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from .distribution import TokenDraw
+from .policy import CanvasState, UnmaskingPolicy
 
 
 @dataclass
@@ -41,6 +42,8 @@ class UnmaskingState:
             Where the block stands in `input_ids`.
         step (`torch.LongTensor` of shape (R,)):
             This step's number in each row, 1-based, counted over all blocks.
+        canvas ([`CanvasState`], *optional*):
+            For an [`UnmaskingPolicy`]: the whole canvas.
     """
 
     candidates: torch.Tensor
@@ -52,6 +55,7 @@ class UnmaskingState:
     input_ids: torch.Tensor
     block: slice
     step: torch.Tensor
+    canvas: CanvasState | None = None
 
     def at_positions(self, values: torch.Tensor) -> torch.Tensor:
         """Values of the n drawn tokens, (n,), at the positions of the block: (R, K)."""
@@ -176,13 +180,17 @@ def origin_rule(state: UnmaskingState, config) -> tuple[torch.Tensor, torch.Tens
 
 
 def custom_rule(state: UnmaskingState, config, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A callable's choice among the candidates; where it commits nothing of a row, the most confident position is, so
-    that every generation ends.
+    """A callable's, or a policy's, choice among the candidates. Where it commits nothing of a row, the most confident
+    position is, so that every generation ends; a policy that may wait is let.
 
     Raises:
         ValueError: it returns something other than a bool tensor of shape (R, K).
     """
-    chosen = config.unmasking(state)
+    rule, fallback = config.unmasking, torch.zeros_like(candidates)
+    if isinstance(rule, UnmaskingPolicy):
+        chosen, fallback = rule.choose(state, config)
+    else:
+        chosen = rule(state)
     if (
         not isinstance(chosen, torch.Tensor)
         or chosen.dtype != torch.bool
@@ -194,9 +202,11 @@ def custom_rule(state: UnmaskingState, config, candidates: torch.Tensor) -> tupl
             f"{tuple(candidates.shape)}, True at the positions to commit."
         )
     chosen = chosen & candidates
+    if isinstance(rule, UnmaskingPolicy) and rule.may_wait:
+        return chosen, fallback & chosen
     empty = ~chosen.any(dim=1)
     forced, _ = commit(state.confidence, candidates, empty.long())
-    return chosen | forced, forced
+    return chosen | forced, forced | (fallback & chosen)
 
 
 # Rules that commit the schedule's share, no more and no less: how many masks a step leaves is known in advance.

@@ -27,6 +27,7 @@ from .families.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
 from .families.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
 from .modeling import DiffusionModelMixin, diffusion_model, token_logits
 from .positions import token_positions
+from .unmask_policy import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from .value import DiffusionValueModel
 
 
@@ -55,6 +56,8 @@ __all__ = [
     "SDARMoeConfig",
     "SDARMoeForCausalLM",
     "UNIFORM_MODEL_TYPE",
+    "UnmaskPolicyModel",
+    "UnmaskPolicyModelConfig",
     "check_model_type",
     "diffusion_model",
     "find_mask_token_id",

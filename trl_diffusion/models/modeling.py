@@ -3,6 +3,7 @@
 
 """What every diffusion language model here offers to the code above it."""
 
+import os
 import re
 import sys
 from typing import Literal
@@ -28,6 +29,7 @@ from .positions import (
     logits_positions,
     token_positions,
 )
+from .unmask_policy import UnmaskPolicyModel
 from .window import WindowForwardMixin
 
 
@@ -275,6 +277,28 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
     def token_logits(self, input_ids: torch.Tensor, positions: torch.Tensor, **kwargs) -> torch.Tensor:
         """See [`token_logits`]."""
         return token_logits(self, input_ids, positions, **kwargs)
+
+    def unmasking_policy(self, name_or_path: str) -> UnmaskPolicyModel:
+        """The unmasking policy of a folder or of the Hub, on the model's device; a policy is loaded once, and again
+        when its folder changes.
+
+        Raises:
+            ValueError: there is none.
+        """
+        loaded = self.__dict__.setdefault("_unmasking_policies", {})
+        changed = None
+        if os.path.isdir(name_or_path):
+            changed = max((os.stat(entry).st_mtime_ns for entry in os.scandir(name_or_path)), default=None)
+        if name_or_path not in loaded or loaded[name_or_path][0] != changed:
+            try:
+                policy = UnmaskPolicyModel.from_pretrained(name_or_path)
+            except OSError as error:
+                raise ValueError(
+                    f"unmasking={name_or_path!r} is no unmasking policy that can be loaded: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+            loaded[name_or_path] = (changed, policy.eval())
+        return loaded[name_or_path][1].to(self.device)
 
     def masked_token_loss(
         self,
