@@ -14,7 +14,8 @@ from transformers.utils import logging
 from ..generation import Rollout
 from ..likelihood import MaskedView, backward_by_view, same_random_numbers, score_view, terms_of_sum
 from .bgpo_config import BGPOConfig
-from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
+from .denoising_trainer import add_means
+from .diffusion_grpo_trainer import DiffusionGRPOTrainer
 from .gradient_variance import gradient_variance, squared_norm
 from .objectives import KL_ESTIMATORS, bound_ratio, bounded_exp, clipped_gain
 

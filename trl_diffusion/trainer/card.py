@@ -12,7 +12,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..hub import diffusion_model_card
-from .diffusion_grpo_config import GENERATION_FIELDS
+from .denoising_config import GENERATION_FIELDS
 
 
 class DiffusionCardMixin:

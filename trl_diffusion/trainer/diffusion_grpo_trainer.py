@@ -3,42 +3,27 @@
 
 """Group-relative policy optimisation of diffusion language models: the base of the RL trainers."""
 
-import math
 import textwrap
-from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers.utils import logging
-from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..generation import Rollout
-from ..generation.checks import check_settings
 from ..likelihood import MaskedView, ViewScores, backward_by_sum, backward_by_view, score_view
 from ..models import diffusion_model
-from .card import DiffusionCardMixin
-from .checks import (
-    check_dataset,
-    check_model_source,
-    check_peft_config,
-    settle_mask_token,
-    switch_router_loss_off,
-)
+from .checks import check_model_source, check_peft_config, switch_router_loss_off
+from .denoising_trainer import DenoisingGRPOTrainer, add_means
 from .diffusion_grpo_config import DiffusionGRPOConfig
-from .group_rewards import GroupRewardsMixin
 from .likelihoods import METHODS, LikelihoodMixin
 from .objectives import clipped_token_loss, loss_normalizer, token_weights
-from .resume import ResumableRolloutsMixin
-from .rollouts import RolloutMixin
 
 
 logger = logging.get_logger(__name__)
 
 
-class DiffusionGRPOTrainer(
-    DiffusionCardMixin, ResumableRolloutsMixin, RolloutMixin, LikelihoodMixin, GroupRewardsMixin, GRPOTrainer
-):
+class DiffusionGRPOTrainer(LikelihoodMixin, DenoisingGRPOTrainer):
     """
     TRL's [`~trl.GRPOTrainer`] for masked diffusion language models, and the base of the other RL trainers. Prompts,
     rewards, groups, advantages, logging and the Hub are TRL's. The changes are:
@@ -94,45 +79,13 @@ class DiffusionGRPOTrainer(
     }
     _config_class = DiffusionGRPOConfig
 
-    def __init__(
-        self,
-        model,
-        reward_funcs,
-        args: DiffusionGRPOConfig | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        *,
-        tools=None,
-        rollout_func=None,
-        environment_factory=None,
-        **kwargs,
-    ):
-        for name, value in (
-            ("tools", tools),
-            ("rollout_func", rollout_func),
-            ("environment_factory", environment_factory),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"{name} is not supported by {type(self).__name__}: a canvas is one turn, written by the model."
-                )
-        if args is None:
-            args = self._config_class(f"{self._name.lower().replace(' ', '-')}-output")
-        elif not isinstance(args, self._config_class):
-            raise TypeError(
-                f"args is a {type(args).__name__}; {type(self).__name__} takes a {self._config_class.__name__}."
-            )
+    def __init__(self, model, reward_funcs, args: DiffusionGRPOConfig | None = None, *positional, **kwargs):
+        args = self._settled_args(args)
         method = METHODS.get(args.likelihood) if self._config_class is DiffusionGRPOConfig else None
         if method is not None:
             self._name, self._tag_names, self._paper = method["name"], method["tags"], method["paper"]
         check_model_source(model, args)
         check_peft_config(kwargs.get("peft_config"))
-        check_dataset(train_dataset, "train_dataset", "prompt")
-        check_dataset(eval_dataset, "eval_dataset", "prompt")
-        if not reward_funcs:
-            raise ValueError(f"reward_funcs={reward_funcs!r} is empty: give at least one reward function.")
-        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         has_adapter = kwargs.get("peft_config") is not None or isinstance(model, PeftModel)
         frozen_reference = args.beta != 0.0 and args.kl_reference == "frozen"
         if frozen_reference and not (has_adapter or isinstance(model, str) or get_config_model_id(model.config)):
@@ -145,26 +98,12 @@ class DiffusionGRPOTrainer(
         if not frozen_reference:
             args.beta = 0.0  # TRL would load a reference model that nothing asks
         try:
-            super().__init__(
-                model,
-                self._wrap_rewards(reward_funcs),
-                args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
+            super().__init__(model, reward_funcs, args, *positional, **kwargs)
         finally:
             args.beta = beta
-        family = settle_mask_token(self.model, self._tokenizer)
         switch_router_loss_off(self)
         if self.ref_model is not None:
-            diffusion_model(self.ref_model).config.mask_token_id = family.mask_token_id
-        # A checkpoint names the block it was trained for, so that the config of a model in training may change.
-        self._own_block_length = family.block_length
-        self._check_block_lengths(family)
-        self._check_prompt_lengths()
-        self._check_correctness_reward()
+            diffusion_model(self.ref_model).config.mask_token_id = self._dllm.mask_token_id
         self._reported_sources: set[str] = set()
         if args.diffusion_generation_config().filters_tokens:
             logger.warning(
@@ -178,40 +117,9 @@ class DiffusionGRPOTrainer(
                 "num_iterations, or use kl_reference='frozen'."
             )
 
-    def _check_block_lengths(self, family):
-        """Raise for rollouts that the model cannot make, while nothing is lost yet."""
-        check_settings(family, self.args.diffusion_generation_config())
-
     # Rollouts
 
-    @property
-    def _is_off_policy(self) -> bool:
-        """Whether updates go past the policy that generated, whose log-probabilities are then needed."""
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        return self.args.gradient_accumulation_steps % generate_every != 0
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        mode = "train" if self.model.training else "eval"
-        lengths = self._block_lengths()
-        if mode == "train":
-            self._remember_block_lengths(lengths)
-        output = super()._generate_and_score_completions(inputs)
-        rollout = self._rollout
-        self._rollout = None
-        self._restore_logged_rewards(mode)
-        # TRL knows the completions cut after EOS. The views need the whole canvas, and when each token was committed.
-        output["completion_ids"] = rollout.canvas_ids
-        output["completion_mask"] = rollout.completion_mask
-        if self.mask_truncated_completions:
-            output["completion_mask"] = rollout.completion_mask * ~self._truncated(rollout.completions())[:, None]
-        output["unmask_step"] = rollout.unmask_step
-        output["view_seed"] = self._view_seeds(output["completion_ids"].device)
-        if lengths.training is not None:
-            output["block_length"] = torch.tensor(lengths.training)
-        for placeholder in ("old_per_token_logps", "ref_per_token_logps"):
-            output.pop(placeholder, None)
-        if mode == "train":
-            self._choose_rows(output)
+    def _complete_batch(self, output: dict[str, torch.Tensor], rollout: Rollout, mode: str):
         self._choose_tokens(output, rollout)
         output["num_items_in_batch"] = self.accelerator.gather(self._scored_tokens(output).sum()).sum()
         if mode == "train":
@@ -225,7 +133,6 @@ class DiffusionGRPOTrainer(
                 model = self.accelerator.unwrap_model(self.model)
                 with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
                     self._add_reference_scores(self.model, output)
-        return output
 
     def _set_advantages(self, output: dict[str, torch.Tensor]):
         """Turn `advantages`, TRL's group-normalised outcomes (B,), into those of tokens where they differ, (B, C)."""
@@ -248,10 +155,6 @@ class DiffusionGRPOTrainer(
             self._reported_sources.add(message)
             logger.info(f"Old log-probabilities are {message}.")
         self._metrics["train"]["old_logprobs/from_rollout"].append(float(obstacle is None))
-
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        # TRL asks for causal log-probabilities here. They are replaced after the rollout's canvas is known.
-        return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
 
     # Loss
 
@@ -337,31 +240,3 @@ class DiffusionGRPOTrainer(
             steps_per_generation=self.args.steps_per_generation if mode == "train" else 1,
             accumulation_steps=self.current_gradient_accumulation_steps if mode == "train" else 1,
         )
-
-    # Metrics
-
-    def _means(self, totals: dict[str, torch.Tensor], of_nothing: float = 0.0) -> dict[str, float]:
-        """The means of [`add_means`] over all processes."""
-        names = sorted(totals)
-        sums = self.accelerator.reduce(torch.stack([totals[name] for name in names]), reduction="sum").tolist()
-        return {n: total / count if count else of_nothing for n, (total, count) in zip(names, sums, strict=True)}
-
-    def _log_means(self, mode: str, totals: dict[str, torch.Tensor]):
-        for name, mean in self._means(totals, of_nothing=math.nan).items():
-            if not math.isnan(mean):  # a micro-batch without such tokens says nothing about them
-                self._metrics[mode][name].append(mean)
-
-
-def add_means(totals: dict[str, torch.Tensor], values: dict[str, torch.Tensor], chosen: torch.Tensor):
-    """Collect means over chosen entries: adds their sum and number to `totals`, (2,) for each name.
-
-    Args:
-        totals (`dict[str, torch.FloatTensor]`):
-            Changed in place.
-        values (`dict[str, torch.Tensor]`), chosen (`torch.BoolTensor`):
-            Of the same shape.
-    """
-    for name, value in values.items():
-        # Not a product, of which a NaN outside would be left.
-        kept = value.detach().float().masked_fill(~chosen, 0.0)
-        totals[name] = totals.get(name, 0.0) + torch.stack([kept.sum(), chosen.sum().float()])

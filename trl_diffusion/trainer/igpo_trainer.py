@@ -12,7 +12,8 @@ from ..generation import Rollout
 from ..likelihood import MaskedView, score_view
 from ..models import diffusion_model
 from .checks import check_dataset
-from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
+from .denoising_trainer import add_means
+from .diffusion_grpo_trainer import DiffusionGRPOTrainer
 from .hint_source import AnswerFinder, HintSource
 from .hints import HintMixin
 from .igpo_config import IGPOConfig

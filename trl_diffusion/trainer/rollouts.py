@@ -38,7 +38,7 @@ class RolloutMixin:
     def _remember_block_lengths(self, lengths: BlockLengths):
         """Let the model, and the checkpoints to come, say which blocks it is trained for."""
         self._current_block_lengths = lengths
-        family = diffusion_model(self.model)
+        family = self._dllm
         generation_config = family.generation_config
         if lengths.training is not None and family.attention == "block_causal":
             family.config.block_length = lengths.training
@@ -47,14 +47,14 @@ class RolloutMixin:
                 self._set_generation_block(lengths.rollout)
 
     def _set_generation_block(self, block_length: int):
-        generation_config = diffusion_model(self.model).generation_config
+        generation_config = self._dllm.generation_config
         if (generation_config.max_new_tokens or 0) < block_length:
             generation_config.max_new_tokens = max(self.max_completion_length, block_length)
         generation_config.block_length = block_length
 
     def _check_prompt_lengths(self):
         """Raise for the first prompt that does not fit in front of the canvas, while nothing is lost yet."""
-        limit = diffusion_model(self.model).config.max_position_embeddings - self.max_completion_length
+        limit = self._dllm.config.max_position_embeddings - self.max_completion_length
         for name, dataset in map_style_datasets(self):
             for start in range(0, len(dataset), 1000):
                 prompts = dataset[start : start + 1000]["prompt"]
@@ -108,7 +108,7 @@ class RolloutMixin:
     ) -> Rollout:
         """A rollout of each prompt, (B, P), padded on the left, around hints, (B, C), −100 where the model fills."""
         block_length = self._block_lengths().rollout
-        if block_length == diffusion_model(self.model).block_length:
+        if block_length == self._dllm.block_length:
             block_length = None  # the model's own, which may be longer than the canvas
         config = self.args.diffusion_generation_config(
             block_length=block_length,
@@ -139,7 +139,7 @@ class RolloutMixin:
 
     def _log_trajectories(self, mode: str, rollout: Rollout):
         """Means over the completions of all processes."""
-        block_causal = diffusion_model(self.model).attention == "block_causal"
+        block_causal = self._dllm.attention == "block_causal"
         statistics = trajectory_statistics(rollout, block_causal=block_causal)
         named = {"generation/forward_passes": rollout.num_forward_passes.float()}
         named |= {f"trajectory/{name}": values for name, values in statistics.items()}

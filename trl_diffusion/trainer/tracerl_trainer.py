@@ -22,7 +22,8 @@ from ..likelihood import (
 from ..models import DiffusionValueModel, diffusion_model
 from ..models.value import TRAINED_PARTS
 from .block_schedule import BlockLengths, block_lengths_at, parse_block_schedule
-from .diffusion_grpo_trainer import DiffusionGRPOTrainer, add_means
+from .denoising_trainer import add_means
+from .diffusion_grpo_trainer import DiffusionGRPOTrainer
 from .objectives import clipped_value_loss
 from .tracerl_config import TraceRLConfig
 from .value import VALUE_FOLDER, ValueTraining
