@@ -89,6 +89,18 @@ class Rollout:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Rollout(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
+    @staticmethod
+    def interleaved(parts: list[tuple[list[int], "Rollout"]]) -> "Rollout":
+        """Rollouts of the same widths as one: each with the rows of the result that are its own. What is no tensor is
+        the first one's."""
+        rows = [row for own, _ in parts for row in own]
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        values = {}
+        for field in fields(Rollout):
+            found = [getattr(rollout, field.name) for _, rollout in parts]
+            values[field.name] = torch.cat(found)[order] if isinstance(found[0], torch.Tensor) else found[0]
+        return Rollout(**values)
+
     def written(self) -> torch.Tensor:
         """(B, C), bool: the tokens of each completion, up to and including the first EOS, hints included; not the
         positions that were never drawn."""

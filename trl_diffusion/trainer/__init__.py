@@ -13,6 +13,8 @@ from .igpo_config import IGPOConfig
 from .igpo_trainer import IGPOTrainer
 from .tracerl_config import TraceRLConfig
 from .tracerl_trainer import TraceRLTrainer
+from .unmask_policy_config import UnmaskPolicyConfig
+from .unmask_policy_trainer import UnmaskPolicyTrainer
 
 
 __all__ = [
@@ -26,4 +28,6 @@ __all__ = [
     "IGPOTrainer",
     "TraceRLConfig",
     "TraceRLTrainer",
+    "UnmaskPolicyConfig",
+    "UnmaskPolicyTrainer",
 ]

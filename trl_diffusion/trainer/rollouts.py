@@ -8,7 +8,7 @@ import torch
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
-from ..generation import Rollout, trajectory_statistics
+from ..generation import DiffusionGenerationConfig, Rollout, trajectory_statistics
 from ..models import diffusion_model
 from .block_schedule import BlockLengths
 from .checks import map_style_datasets
@@ -99,6 +99,21 @@ class RolloutMixin:
         self._log_trajectories("train" if self.model.training else "eval", self._rollout)
         return self._rollout.completions(), None
 
+    def _rollout_config(self, seeds: list[int], **changes) -> DiffusionGenerationConfig:
+        """The settings of rollouts with these seeds; `changes` replace fields."""
+        block_length = self._block_lengths().rollout
+        if block_length == self._dllm.block_length:
+            block_length = None  # the model's own, which may be longer than the canvas
+        settings = {
+            "block_length": block_length,
+            "eos_token_id": [token for token in self.eos_token_ids if token is not None],
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "seed": seeds,
+            "return_dict_in_generate": True,
+            "output_entropies": True,
+        }
+        return self.args.diffusion_generation_config(**{**settings, **changes})
+
     def _denoise(
         self,
         prompt_ids: torch.Tensor,
@@ -107,17 +122,7 @@ class RolloutMixin:
         hint_ids: torch.Tensor | None = None,
     ) -> Rollout:
         """A rollout of each prompt, (B, P), padded on the left, around hints, (B, C), −100 where the model fills."""
-        block_length = self._block_lengths().rollout
-        if block_length == self._dllm.block_length:
-            block_length = None  # the model's own, which may be longer than the canvas
-        config = self.args.diffusion_generation_config(
-            block_length=block_length,
-            eos_token_id=[token for token in self.eos_token_ids if token is not None],
-            pad_token_id=self._tokenizer.pad_token_id,
-            seed=seeds,
-            return_dict_in_generate=True,
-            output_entropies=True,
-        )
+        config = self._rollout_config(seeds)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
