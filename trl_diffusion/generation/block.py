@@ -264,7 +264,7 @@ class Block:
         first, last, in_sight, whole = self._window(step)
         columns = seen - first
         wants_hidden = self.policy is not None and self.policy.inputs.hidden_size > 0
-        with head_inputs(generation.model) if wants_hidden else nullcontext([None]) as hidden:
+        with head_inputs(generation.model) if wants_hidden else nullcontext([None]) as head_states:
             logits = _in_fp32(self._forward(self.ids, columns, first, last, in_sight, whole, 0))
         if config.guides:
             layout = generation.layout
@@ -280,7 +280,7 @@ class Block:
             values = logits.index_select(2, generation.begin_suppressed)
             values.masked_fill_(at_begin[..., None], float("-inf"))
             logits.index_copy_(2, generation.begin_suppressed, values)
-        return logits, hidden[-1]
+        return logits, head_states[-1]
 
     def _window(self, step: int) -> tuple[int, int, int, bool]:
         """Columns that a step computes, [first, last), how many columns it sees, and whether it is one that computes

@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..generation.unmasking import RULES
 from .checks import reject
 from .denoising_config import DenoisingGRPOConfig
 
@@ -181,8 +182,7 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
             )
 
     def diffusion_generation_config(self, **kwargs):
-        """As the parent's. Without a rule in `kwargs` that of the default, which the policy's temperature does not
-        belong to."""
-        if "unmasking" not in kwargs:
+        """As the parent's; the policy's temperature goes with a policy in `kwargs`."""
+        if kwargs.get("unmasking", self.unmasking) in RULES:
             kwargs = {"policy_temperature": None, **kwargs}
         return super().diffusion_generation_config(**kwargs)
