@@ -131,14 +131,16 @@ def measure_frontier(
             raise ValueError(f"points has {key} twice: rows of a file could not be told apart. Give another `curve`.")
     kept = None
     if file is not None:
-        fingerprint = {
-            **model_fingerprint(model, tokenizer, generation_config),
+        fingerprint = model_fingerprint(model, tokenizer, generation_config)
+        fingerprint["generation_config"].pop("do_sample")  # follows from the others, and is no field of ours
+        first = {"model": fingerprint.pop("model"), **(settings or {})}
+        fingerprint |= {
             "prompts": digest(prompts),
             "score": describe(score),
             "seeds": [int(seed) for seed in seeds],
         }
         rules = {_name(config.unmasking): _identity(config.unmasking) for config in configs}
-        kept = FrontierFile(file, settings or {}, fingerprint, rules, overwrite)
+        kept = FrontierFile(file, first, fingerprint, rules, overwrite)
     found = {} if kept is None else kept.rows_by_key()
     bar = tqdm(list(zip(keys, configs, strict=True)), desc="Points", disable=not progress)
     for key, config in bar:

@@ -111,7 +111,8 @@ class FrontierFile:
         file (`str`):
             The CSV file; its folder is made where there is none.
         settings, fingerprint (`dict[str, Any]`):
-            What decides all rows, for JSON. Those the user gave are compared first, so that an error names them.
+            What decides all rows, for JSON. The settings are compared first: what a user knows by name, so that an
+            error does not speak of what follows from it.
         rules (`dict[str, str]`):
             The unmasking rules of this call, by name, with what makes each the same one in a later call.
         overwrite (`bool`):
