@@ -75,9 +75,12 @@ def _figure(rows: Sequence[FrontierRow], title: str | None):
         line = {"label": _short(curve), "linestyle": dashes, **style}
         axes.plot(passes, [row.accuracy for row in points], clip_on=False, **line)
         low, high = ([getattr(row, f"accuracy_{end}") for row in points] for end in ("low", "high"))
-        axes.fill_between(passes, low, high, color=color, alpha=0.1, linewidth=0)
+        # A single point has no area: its interval is the edge.
+        alpha, linewidth = (0.1, 0) if len(points) > 1 else (0.3, 4)
+        axes.fill_between(passes, low, high, color=color, alpha=alpha, linewidth=linewidth)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ends = [end(row.forward_passes for row in rows) for end in (min, max)]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] > 10 * ends[0] else (1, 1.5, 2, 3, 4, 5, 7)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
