@@ -23,9 +23,12 @@ from trl_diffusion.tasks import (
     TINY_COUNTDOWN,
     arithmetic_format_reward,
     arithmetic_reward,
+    arithmetic_solve_rate,
     character_tokenizer,
     countdown_reward,
+    countdown_solve_rate,
     is_held_out,
+    solve_rate,
     sudoku_reward,
 )
 from trl_diffusion.tasks.math import map_gsm8k
@@ -115,6 +118,36 @@ def test_the_d1_countdown_file_is_a_test_set():
     task = tasks.load_rl_task(str(D1_COUNTDOWN))
     assert len(task.test_dataset) == 256
     assert not numbers_of(task.train_dataset) & numbers_of(task.test_dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "rate"),
+    [
+        ("sudoku", "solution", lambda texts, rows: solve_rate(texts, rows["puzzle"][:], rows["solution"][:])),
+        (
+            "countdown",
+            "solution",
+            lambda texts, rows: countdown_solve_rate(texts, rows["numbers"][:], rows["target"][:]),
+        ),
+        ("arithmetic", "reasoning", lambda texts, rows: arithmetic_solve_rate(texts, rows["solution"][:])),
+    ],
+)
+def test_the_solve_rate_is_the_mean_of_the_verdicts(name, column, rate):
+    task = tasks.load_rl_task(name, num_test=8)
+    texts = [text if row % 3 else "no" for row, text in enumerate(task.test_dataset[column])]
+    some = Completions(texts=texts, forward_passes=1.0, ids=[[]] * 8, unmask_step=[[]] * 8)
+    assert task.correct(some, task.test_dataset) == [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert task.metrics(some, task.test_dataset)["solve_rate"] == rate(texts, task.test_dataset) == 5 / 8
+
+
+def test_rewards_that_reach_one_are_a_verdict(monkeypatch):
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c"]})
+    monkeypatch.setattr(tasks, "load_dataset", lambda name: DatasetDict(train=rows, test=rows))
+    monkeypatch.setattr(tasks, "load_reward", lambda name: lambda completions, **_: [float(c) for c in completions])
+    task = tasks.load_rl_task("some/dataset", ["r", "s"])
+    some = Completions(texts=["0.5", "0.4", "2"], forward_passes=1.0, ids=[[]] * 3, unmask_step=[[]] * 3)
+    assert task.correct(some, rows) == [1.0, 0.0, 1.0]
+    assert task.metrics(some, rows) == {"reward": pytest.approx(5.8 / 3), "solve_rate": 2 / 3}
 
 
 def test_gsm8k_rows_become_prompts_with_a_verifiable_answer():

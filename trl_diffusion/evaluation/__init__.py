@@ -4,9 +4,27 @@
 """Evaluation of models on tasks, through `generate()`."""
 
 from .completion import Completions, complete
+from .frontier import DecodingPoint, best_at, measure_frontier
+from .frontier_file import FrontierRow, read_frontier, write_frontier
+from .frontier_plot import plot_frontier
+from .measurement import Measurement, measure, wilson_interval
 
 
-__all__ = ["Completions", "collect_traces", "complete"]
+__all__ = [
+    "Completions",
+    "DecodingPoint",
+    "FrontierRow",
+    "Measurement",
+    "best_at",
+    "collect_traces",
+    "complete",
+    "measure",
+    "measure_frontier",
+    "plot_frontier",
+    "read_frontier",
+    "wilson_interval",
+    "write_frontier",
+]
 
 
 def __getattr__(name: str):

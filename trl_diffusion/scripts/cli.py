@@ -6,10 +6,16 @@
 import sys
 from argparse import ArgumentParser
 
-from . import align_lengths, chat, convert, generate
+from . import align_lengths, chat, convert, evaluate, generate
 
 
-COMMANDS = {"generate": generate, "chat": chat, "convert": convert, "align-lengths": align_lengths}
+COMMANDS = {
+    "generate": generate,
+    "chat": chat,
+    "eval": evaluate,
+    "convert": convert,
+    "align-lengths": align_lengths,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

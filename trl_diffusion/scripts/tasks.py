@@ -20,7 +20,6 @@ from ..tasks import (
     arithmetic_dataset,
     arithmetic_format_reward,
     arithmetic_reward,
-    arithmetic_solve_rate,
     cell_accuracy,
     countdown_dataset,
     countdown_reward,
@@ -47,6 +46,10 @@ _REWARDS = {
 }
 
 
+Verdicts = Callable[[Completions, Dataset], list[float]]
+Metrics = Callable[[Completions, Dataset], dict[str, float]]
+
+
 @dataclass
 class RLTask:
     """Data, rewards and metrics of a task.
@@ -56,8 +59,10 @@ class RLTask:
             Rows to train on and held-out rows, with a `prompt` column and what the rewards need.
         reward_funcs (`list[Callable]`):
             TRL reward functions.
+        correct (`Callable[[Completions, Dataset], list[float]]`):
+            For each completion of a held-out row 1.0 where it is right, else 0.0.
         metrics (`Callable[[Completions, Dataset], dict[str, float]]`):
-            Metrics of completions on held-out rows; `solve_rate` is one of them.
+            Metrics of completions on held-out rows; `solve_rate`, the mean of `correct`, is one of them.
         hub_dataset (`str`, *optional*):
             Hub id of the data, for the model card; `None` where it is generated or a local file.
     """
@@ -65,37 +70,65 @@ class RLTask:
     train_dataset: Dataset
     test_dataset: Dataset
     reward_funcs: list[Callable]
-    metrics: Callable[[Completions, Dataset], dict[str, float]]
+    correct: Verdicts
+    metrics: Metrics
     hub_dataset: str | None = None
 
 
+def _sudoku_correct(completions: Completions, rows: Dataset) -> list[float]:
+    problems = zip(completions.texts, rows["puzzle"], rows["solution"], strict=True)
+    return [solve_rate([text], [puzzle], [solution]) for text, puzzle, solution in problems]
+
+
+def _countdown_correct(completions: Completions, rows: Dataset) -> list[float]:
+    problems = zip(completions.texts, rows["numbers"], rows["target"], strict=True)
+    return [countdown_solve_rate([text], [numbers], [target]) for text, numbers, target in problems]
+
+
+def _arithmetic_correct(completions: Completions, rows: Dataset) -> list[float]:
+    return arithmetic_reward(completions.texts, list(rows["solution"]))
+
+
+def _solve_rate(correct: Verdicts) -> tuple[Verdicts, Metrics]:
+    """For a dataset whose only metric is the share of completions that are right."""
+    return correct, lambda completions, rows: {"solve_rate": _mean(correct(completions, rows))}
+
+
 def _sudoku_metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-    texts, puzzles, solutions = completions.texts, list(rows["puzzle"]), list(rows["solution"])
-    return {
-        "solve_rate": solve_rate(texts, puzzles, solutions),
-        "cell_accuracy": cell_accuracy(texts, puzzles, solutions),
-    }
+    cells = cell_accuracy(completions.texts, list(rows["puzzle"]), list(rows["solution"]))
+    return {"solve_rate": _mean(_sudoku_correct(completions, rows)), "cell_accuracy": cells}
 
 
-def _countdown_metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-    return {"solve_rate": countdown_solve_rate(completions.texts, list(rows["numbers"]), list(rows["target"]))}
+def _totals(reward_funcs: list[Callable], completions: Completions, rows: Dataset) -> list[float]:
+    """The summed rewards of each completion."""
+    columns = {name: list(rows[name]) for name in rows.column_names} | {"unmask_step": completions.unmask_step}
+    answers = as_completions(columns["prompt"], completions.texts)
+    return [
+        total or 0.0 for total in total_rewards(score_completions(reward_funcs, columns, answers, completions.ids))
+    ]
 
 
-def _arithmetic_metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-    return {"solve_rate": arithmetic_solve_rate(completions.texts, list(rows["solution"]))}
+def _reward_correct(reward_funcs: list[Callable]) -> Verdicts:
+    """Verdicts on a dataset that brings none: a completion whose summed rewards reach 1 is right."""
+    return lambda completions, rows: [float(total >= 1) for total in _totals(reward_funcs, completions, rows)]
 
 
-def _reward_metrics(reward_funcs: list[Callable]) -> Callable[[Completions, Dataset], dict[str, float]]:
-    """Metrics of a dataset that brings none: the summed rewards, and the share of completions that reach 1."""
+def _reward_metrics(reward_funcs: list[Callable]) -> Metrics:
+    """Metrics of such a dataset: the summed rewards, and the share of completions that reach 1."""
 
     def metrics(completions: Completions, rows: Dataset) -> dict[str, float]:
-        columns = {name: list(rows[name]) for name in rows.column_names} | {"unmask_step": completions.unmask_step}
-        answers = as_completions(columns["prompt"], completions.texts)
-        scores = score_completions(reward_funcs, columns, answers, completions.ids)
-        totals = [total or 0.0 for total in total_rewards(scores)]
-        return {"reward": sum(totals) / len(totals), "solve_rate": sum(t >= 1 for t in totals) / len(totals)}
+        totals = _totals(reward_funcs, completions, rows)  # once: a reward function may be a slow judge
+        return {"reward": _mean(totals), "solve_rate": _mean([float(total >= 1) for total in totals])}
 
     return metrics
+
+
+def _by_rewards(reward_funcs: list[Callable]) -> tuple[Verdicts, Metrics]:
+    return _reward_correct(reward_funcs), _reward_metrics(reward_funcs)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def load_reward(name: str) -> Callable:
@@ -171,18 +204,20 @@ def load_rl_task(
             test = sudoku_dataset("test", num_test or 256, num_clues=(5, 6))
         else:
             test = _held_out(read_csv(dataset), dataset)
-        task = RLTask(train, test, rewards or [sudoku_reward], _sudoku_metrics)
+        task = RLTask(train, test, rewards or [sudoku_reward], _sudoku_correct, _sudoku_metrics)
     elif dataset == "countdown":
         train = countdown_dataset("train", 4000, **TINY_COUNTDOWN, seed=seed)
         test = countdown_dataset("test", num_test or 256, **TINY_COUNTDOWN)
-        task = RLTask(train, test, rewards or [countdown_reward], _countdown_metrics)
+        task = RLTask(train, test, rewards or [countdown_reward], *_solve_rate(_countdown_correct))
     elif dataset.endswith(".jsonl"):
         test = read_countdown_jsonl(dataset)
-        task = RLTask(_train_without(test, seed), test, rewards or [countdown_reward], _countdown_metrics)
+        task = RLTask(
+            _train_without(test, seed), test, rewards or [countdown_reward], *_solve_rate(_countdown_correct)
+        )
     elif dataset == "arithmetic":
         train = arithmetic_dataset("train", 4000, **TINY_ARITHMETIC, seed=seed)
         test = arithmetic_dataset("test", num_test or 256, **TINY_ARITHMETIC)
-        task = RLTask(train, test, rewards or [arithmetic_reward], _arithmetic_metrics)
+        task = RLTask(train, test, rewards or [arithmetic_reward], *_solve_rate(_arithmetic_correct))
     elif dataset in ("openai/gsm8k", "meta-math/MetaMathQA"):
         from trl.rewards import accuracy_reward
 
@@ -193,14 +228,14 @@ def load_rl_task(
         own = dataset == "openai/gsm8k"
         train = map_gsm8k(gsm8k["train"]) if own else map_metamathqa(load_dataset(dataset)["train"])
         test = map_gsm8k(gsm8k["test"])
-        task = RLTask(train, test, rewards or [accuracy_reward], _reward_metrics([accuracy_reward]), dataset)
+        task = RLTask(train, test, rewards or [accuracy_reward], *_by_rewards([accuracy_reward]), dataset)
     elif rewards:
         rows = load_dataset(dataset)
         for split in ("train", "test"):
             if split not in rows:
                 raise ValueError(f"dataset={dataset!r} has no split {split!r}; it has {', '.join(rows)}.")
         hub_dataset = None if os.path.exists(dataset) else dataset
-        task = RLTask(rows["train"], rows["test"], rewards, _reward_metrics(rewards), hub_dataset)
+        task = RLTask(rows["train"], rows["test"], rewards, *_by_rewards(rewards), hub_dataset)
     else:
         raise ValueError(
             f"dataset={dataset!r} has no reward of its own. Give reward_funcs, or use 'sudoku', a Sudoku .csv file, "

@@ -1,0 +1,239 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-diffusion eval`: accuracy on a task, at one setting or along curves of accuracy against forward passes."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..evaluation import DecodingPoint, FrontierRow, measure_frontier, plot_frontier
+from ..evaluation.frontier_plot import check_plot
+from ..generation import DiffusionGenerationConfig
+from ..generation.unmasking import RULES
+from ..models import DiffusionModelMixin
+from ..tasks.fingerprint import digest
+from .generation_options import add_arguments as add_generation_arguments
+from .generation_options import given_settings, load_model, with_settings
+
+
+DESCRIPTION = "Measure the accuracy of a diffusion language model on a task, and the forward passes that it takes."
+DEFAULT_CURVES = ["low_confidence", "random", "threshold", "factor"]
+# Rules that commit as much as the model is sure of: rule → its field, and the values a curve takes. The other rules
+# keep to a schedule, and their curves take numbers of steps.
+SWEEPS = {
+    "threshold": ("threshold", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
+    "factor": ("factor", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)),
+    "entropy_bounded": ("entropy_bound", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
+}
+POLICY_BETAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# What tells the points of the curves apart; `policy_temperature` is that of all policies.
+_SWEPT = ("unmasking", "num_denoising_steps", "threshold", "factor", "entropy_bound", "policy_beta")
+_OF_FRONTIER = ("curves", "policies", "output_dir", "overwrite")
+
+
+def add_arguments(parser: ArgumentParser):
+    """The command's options."""
+    task = parser.add_argument_group("task")
+    task.add_argument(
+        "--task",
+        required=True,
+        metavar="NAME",
+        help="'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'arithmetic', "
+        "'openai/gsm8k', or a Hub dataset with a prompt column and a test split.",
+    )
+    task.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        metavar="NAME",
+        help="For a dataset without a verdict of its own: reward functions, by their names in trl.rewards or dotted "
+        "paths; a completion whose rewards add up to 1 or more is right.",
+    )
+    task.add_argument(
+        "--num_test", type=int, metavar="N", help="Held-out problems (default: 256 of generated tasks, else all)."
+    )
+    task.add_argument("--batch_size", type=int, default=64, metavar="N", help="Per batch (default: %(default)s).")
+    task.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="Stochastic settings are measured with each of these seeds, the others once (default: 0).",
+    )
+    frontier = parser.add_argument_group("accuracy against forward passes")
+    frontier.add_argument(
+        "--frontier",
+        action="store_true",
+        help="Measure curves instead of one setting, and write frontier.csv and frontier.png. The same command goes "
+        "on with what an interrupted one has measured.",
+    )
+    frontier.add_argument(
+        "--curves",
+        nargs="*",
+        metavar="RULE",
+        help="Unmasking rules (default: " + " ".join(DEFAULT_CURVES) + "). Rules with a limit of their own ("
+        + ", ".join(SWEEPS) + ") are swept over it, the others over num_denoising_steps.",
+    )  # fmt: skip
+    frontier.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="PATH",
+        help="Learned unmasking policies, folders or Hub ids; each is swept over policy_beta, "
+        f"{POLICY_BETAS[0]:g} to {POLICY_BETAS[-1]:g}.",
+    )
+    frontier.add_argument("--output_dir", metavar="FOLDER", help="Where the files go.")
+    frontier.add_argument("--overwrite", action="store_true", help="Measure everything anew.")
+    add_generation_arguments(parser)
+
+
+def run(args: Namespace):
+    """Measure, and print a table.
+
+    Raises:
+        ValueError: an option is wrong; names it.
+        ImportError: with `--frontier`, matplotlib is not installed.
+    """
+    settings = given_settings(args)
+    check_options(args, settings)
+    from .tasks import load_rl_task  # imports TRL, which takes seconds
+
+    task = load_rl_task(args.task, args.reward_funcs, args.num_test)
+    model, tokenizer = load_model(args)
+    config, points = make_points(args, model, settings)
+    rows = task.test_dataset
+
+    def score(completions):
+        return task.correct(completions, rows)
+
+    results = measure_frontier(
+        model,
+        tokenizer,
+        list(rows["prompt"]),
+        points,
+        score,
+        config,
+        batch_size=args.batch_size,
+        seeds=args.seeds,
+        file=os.path.join(args.output_dir, "frontier.csv") if args.frontier else None,
+        settings={
+            "task": args.task,
+            "reward_funcs": args.reward_funcs,
+            "num_test": len(rows),
+            "test_rows": digest(list(rows)),
+        },
+        overwrite=args.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    print_rows(results, f"{args.task}, {len(rows)} problems", with_curves=args.frontier)
+    if args.frontier:
+        title = f"{args.model} on {args.task} ({len(rows)} problems)"
+        plot_frontier(results, os.path.join(args.output_dir, "frontier.png"), title)
+        print(f"{args.output_dir}: frontier.csv and frontier.png.")
+
+
+def check_options(args: Namespace, settings: dict[str, Any]):
+    """Refuse options that are wrong or do nothing, before anything is loaded. Raises as [`run`]."""
+    for name in ("num_test", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if "seed" in settings:
+        raise ValueError(f"seed={settings['seed']} has no place here. Give one or more with seeds.")
+    if not args.frontier:
+        for name in _OF_FRONTIER:
+            if getattr(args, name) not in (None, False):
+                raise ValueError(f"{name}={getattr(args, name)!r} does nothing without frontier. Leave it out.")
+        return
+    if args.output_dir is None:
+        raise ValueError("output_dir is not given. Name the folder for frontier.csv and frontier.png.")
+    for name in _SWEPT:
+        if name in settings:
+            raise ValueError(
+                f"{name}={settings[name]!r} is swept by the curves of frontier. Leave it out; curves and policies say "
+                "which there are."
+            )
+    if "policy_temperature" in settings and not args.policies:
+        value = settings["policy_temperature"]
+        raise ValueError(f"policy_temperature={value} does nothing without policies. Leave it out.")
+    for rule in args.curves or []:
+        if rule not in RULES:
+            raise ValueError(
+                f"curves has {rule!r}: give {', '.join(RULES)}. The path of a learned policy goes into policies."
+            )
+    if args.curves == [] and not args.policies:
+        raise ValueError("curves is empty, and policies is not given: there is nothing to measure.")
+    check_plot("frontier.png")
+
+
+def make_points(
+    args: Namespace, model: DiffusionModelMixin, settings: dict[str, Any]
+) -> tuple[DiffusionGenerationConfig, list[DecodingPoint]]:
+    """The settings that all points share, and the points: one without `--frontier`.
+
+    Raises:
+        ValueError: a setting is out of range, does not go with another, or is nothing that the model can serve.
+    """
+    shared = {"seed": None, **settings}  # the seeds say what a seed in generation_config.json would
+    if not args.frontier:
+        return with_settings(model, model.generation_config, shared), [DecodingPoint(args.task)]
+    policy_settings = {name: shared.pop(name) for name in ("policy_temperature",) if name in shared}
+    # Nothing of the rule that is the model's own may reach the points of other rules.
+    defaults = vars(DiffusionGenerationConfig())
+    of_rules = {*_SWEPT, "policy_temperature", "alg_temp"} & defaults.keys()
+    shared = {**{name: defaults[name] for name in sorted(of_rules)}, **shared}
+    config = with_settings(model, model.generation_config, shared)
+    steps = step_ladder(config.max_new_tokens, config.block_length or model.block_length)
+    rules = DEFAULT_CURVES if args.curves is None else args.curves
+    points = [point for rule in dict.fromkeys(rules) for point in rule_points(rule, steps)]
+    for path in dict.fromkeys(args.policies or []):
+        points += policy_points(path, policy_settings)
+    return config, points
+
+
+def step_ladder(canvas: int, block_length: int | None) -> list[int]:
+    """Numbers of denoising steps from a step per block to a step per token, each about twice the one before."""
+    fewest = -(-canvas // min(block_length or canvas, canvas))
+    halved = [round(canvas / 2**times) for times in range(canvas.bit_length())]
+    return [fewest, *sorted(steps for steps in set(halved) if steps > fewest)]
+
+
+def rule_points(rule: str, steps: Sequence[int]) -> list[DecodingPoint]:
+    """The curve of a built-in rule."""
+    field, values = SWEEPS.get(rule, ("num_denoising_steps", steps))
+    return [DecodingPoint(rule, {"unmasking": rule, field: value}) for value in values]
+
+
+def policy_points(path: str, settings: dict[str, Any]) -> list[DecodingPoint]:
+    """The curve of a learned policy: the more β multiplies its probabilities, the more positions it commits."""
+    return [DecodingPoint(path, {"unmasking": path, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
+
+
+def print_rows(rows: Sequence[FrontierRow], title: str, with_curves: bool):
+    """A table of measured points. Those of curves stand under the names of these, and leave out what would not fit 80
+    columns: it is in the file."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    if with_curves:
+        table.add_column("", overflow="fold")
+    columns = ("accuracy", "95 % interval", "forward\npasses", "tokens\nper pass", "tokens", "seconds")
+    for column in columns[:4] if with_curves else columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    curve = None
+    for row in rows:
+        interval = f"{row.accuracy_low:.3f}–{row.accuracy_high:.3f}"
+        cells = [f"{row.accuracy:.3f}", interval, f"{row.forward_passes:.2f}", f"{row.tokens_per_pass:.2f}"]
+        if not with_curves:
+            table.add_row(*cells, f"{row.length:.1f}", f"{row.seconds:.1f}")
+            continue
+        if row.curve != curve:
+            curve = row.curve
+            table.add_row(Text(curve, style="bold"))
+        table.add_row(Text(f"  {row.setting}"), *cells)
+    Console().print(table)
