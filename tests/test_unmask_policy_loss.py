@@ -11,7 +11,7 @@ from conftest import random_model
 from policies import CANVAS, policy_trainer, slow_log_prob, slow_logits, small_policy
 from rl import generated_batch
 
-from trl_diffusion.trainer import policy_rollouts, unmask_policy_trainer
+from trl_diffusion.trainer import unmask_policy_trainer
 from trl_diffusion.trainer.step_rewards import mixture_log_prob, speed_rewards
 
 
@@ -274,14 +274,6 @@ def test_everything_in_a_batch_has_a_row_for_each_completion(tokenizer, tmp_path
     assert sum(loss for loss, _ in parts) == pytest.approx(whole[0], abs=1e-9)
     assert (sum(gradient for _, gradient in parts) - whole[1]).abs().max() < 1e-9
 
-    record = policy_rollouts.PolicyRolloutMixin._joined_record
-
-    def short(parts, rollout):
-        found = record(parts, rollout)
-        found.features = found.features[:-1]
-        return found
-
-    monkeypatch.setattr(trainer, "_joined_record", short)
-    monkeypatch.setattr(trainer, "_log_decisions", lambda output: None)
-    with pytest.raises(RuntimeError, match="features has 7 rows in a batch of 8"):
+    monkeypatch.setattr(trainer, "_log_decisions", lambda output: output.update(short=torch.zeros(7)))
+    with pytest.raises(RuntimeError, match="short has 7 rows in a batch of 8"):
         generated_batch(trainer)

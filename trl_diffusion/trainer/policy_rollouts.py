@@ -96,7 +96,8 @@ def load_dllm(dllm, args: UnmaskPolicyConfig, quantization_config) -> DiffusionM
             if value is not None:
                 raise ValueError(f"{name} has no effect: dllm is loaded already. Pass its name, or leave it out.")
         return dllm
-    kwargs = {"dtype": "auto", **(args.dllm_init_kwargs or {})}
+    # What is trained is loaded in fp32, as TRL does.
+    kwargs = {"dtype": "auto" if args.dllm_learning_rate is None else "float32", **(args.dllm_init_kwargs or {})}
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     return AutoModelForDiffusionLM.from_pretrained(dllm, **kwargs)

@@ -18,6 +18,7 @@ from ..likelihood import backward_by_view, canvas_blocks
 from ..models import DiffusionModelMixin, UnmaskPolicyModel, diffusion_model
 from .block_schedule import BlockLengths
 from .denoising_trainer import DenoisingGRPOTrainer, add_means
+from .joint import DLLMTraining
 from .objectives import clipped_token_loss
 from .policy_rollouts import PolicyRolloutMixin, as_language_model, load_dllm, load_policy
 from .step_rewards import mixture_log_prob, speed_rewards
@@ -124,6 +125,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         # What the policy is trained at is what it is used at.
         policy.config.policy_temperature = args.policy_temperature
         self._place_dllm()
+        self.joint = None if args.dllm_learning_rate is None else DLLMTraining(self.dllm, self)
 
     @property
     def _dllm(self) -> DiffusionModelMixin:
@@ -134,9 +136,10 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _place_dllm(self):
-        """Freeze it, on the process's device unless it has devices of its own."""
+        """Freeze it, unless it is trained too, on the process's device unless it has devices of its own."""
         self.dllm.eval()
-        self.dllm.requires_grad_(False)
+        if self.args.dllm_learning_rate is None:
+            self.dllm.requires_grad_(False)
         on_devices = len(getattr(self._dllm, "hf_device_map", None) or {}) > 1
         if not on_devices and not getattr(self._dllm, "is_quantized", False):
             self.dllm.to(self.accelerator.device)
@@ -200,6 +203,8 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
             if self._dllm.attention == "full":
                 offset = torch.zeros_like(offset)
             output["blocks"] = canvas_blocks(rollout.unmask_step.shape, block_length, offset, offset.device)
+            if self.joint is not None:
+                self.joint.add_old_logprobs(output, rollout)
             if self._is_off_policy:
                 with torch.no_grad():
                     output["old_log_probs"] = self._old_log_probs(output)
@@ -281,6 +286,8 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         if "reward" in inputs:
             # Of an evaluation: the objective itself.
             return -inputs["reward"].mean()
+        if self.joint is not None:
+            self.joint.update_on(inputs)
         advantages = inputs["advantages"]
         num_rows = len(advantages) * self.current_gradient_accumulation_steps
         counts = inputs["decided"].sum(dim=1).clamp(min=1)
@@ -310,9 +317,41 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
     # Files
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
-        # A policy knows no token: its folder holds no tokenizer.
+        # A policy knows no token: its folder holds no tokenizer, its config none of the ids that the Trainer puts in.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(self._policy.config, name, None)
         tokenizer, self.processing_class = self.processing_class, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.processing_class = tokenizer
+        if self.joint is not None and self.args.should_save:
+            self.joint.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
+
+    def _save_training_state(self, folder: str):
+        super()._save_training_state(folder)
+        if self.joint is not None and self.args.should_save:
+            self.joint.save_state(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # The Trainer pushes the output folder, into which it copies the files that it knows.
+        if self.joint is not None and self.is_world_process_zero():
+            self.joint.save_pretrained(self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.joint is not None:
+            self.joint.load_weights(self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.joint is not None:
+            self.joint.load(checkpoint)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The policy's schedule; that of a model in training begins with it."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.joint is not None:
+            self.joint.prepare(num_training_steps)
+        return scheduler
