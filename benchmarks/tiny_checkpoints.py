@@ -6,6 +6,8 @@
     python benchmarks/tiny_checkpoints.py sudoku-llada-tiny sudoku-sdar-tiny
     python benchmarks/tiny_checkpoints.py countdown-llada-tiny
     python benchmarks/tiny_checkpoints.py arithmetic-llada-tiny
+    python benchmarks/tiny_checkpoints.py sudoku-llada-solver-tiny
+    python benchmarks/tiny_checkpoints.py arithmetic-llada-solver-tiny
 
 256 held-out problems: puzzles with 5 or 6 clues, none of whose solutions were trained on, targets for three numbers
 that were not trained on together, or sums of four steps. "Wrong procedure": the completion is what filling each row's
@@ -13,11 +15,14 @@ missing digits in ascending order gives, or the numbers joined by minus signs, o
 least one of eight samples is right.
 
 Arithmetic has traces: a second table says what hints do, on 64 problems of the training split, 8 samples each.
+
+The solvers were trained on right solutions only: their table is that of greedy decoding with fewer and fewer steps, of
+the whole canvas and of blocks. "Right traces": every step is right, not the answer alone.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_diffusion import DiffusionGenerationConfig
 from trl_diffusion.checkpoints import tiny_checkpoint
-from trl_diffusion.evaluation import complete
+from trl_diffusion.evaluation import Completions, complete
 from trl_diffusion.evaluation.completion import encode_prompts
 from trl_diffusion.generation.inpainting import draw_hints
 from trl_diffusion.tasks import (
@@ -57,6 +62,24 @@ SETTINGS = [
     ("low_confidence", 2, 1.0),
     ("random", 1, 1.0),
 ]
+
+# Of the solvers, decoded greedily: rule, the canvas over the denoising steps, threshold. Where the canvas is shorter
+# than a step it takes one step.
+RULES = [
+    *[("low_confidence", stride, None) for stride in (1, 2, 3, 4, 8)],
+    *[("threshold", 1, threshold) for threshold in (0.99, 0.9, 0.7)],
+]
+AT_ONCE = ("low_confidence", 32, None)
+# With the block length in front; None is one block. Two lengths show at one token per step that all of them work.
+SOLVER_SETTINGS = {
+    "sudoku": [(None, *rule) for rule in (*RULES, AT_ONCE)],
+    "arithmetic": [
+        *[(None, *rule) for rule in (*RULES, AT_ONCE)],
+        *[(10, *rule) for rule in RULES],
+        (15, *RULES[0]),
+        (6, *RULES[0]),
+    ],
+}
 
 
 @dataclass
@@ -116,7 +139,48 @@ def arithmetic() -> Task:
     )
 
 
+def arithmetic_traces() -> Task:
+    """Arithmetic for a model that marks an answer in every completion, whose steps may still contradict it."""
+    traces = list(arithmetic_dataset("test", 256, **TINY_ARITHMETIC)["reasoning"])
+
+    def in_full(texts: list[str]) -> float:
+        return sum(text == traces[row % 256] for row, text in enumerate(texts)) / len(texts)
+
+    return replace(arithmetic(), measure="right traces", partly=in_full)
+
+
 TASKS = {"sudoku": sudoku, "countdown": countdown, "arithmetic": arithmetic}
+SOLVER_TASKS = {"sudoku": sudoku, "arithmetic": arithmetic_traces}
+
+
+def tokens_per_step(completions: Completions) -> float:
+    """Tokens of the completions, EOS included, over the forward passes."""
+    return sum(map(len, completions.ids)) / len(completions.ids) / completions.forward_passes
+
+
+def print_steps(path: Path, model, tokenizer):
+    """Solve rates of a solver by the number of steps."""
+    kind = path.name.split("-")[0]
+    task = SOLVER_TASKS[kind]()
+    columns = ("checkpoint", "rule", "block length", "steps", "tokens per step", "solve rate", task.measure)
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for block, rule, stride, threshold in SOLVER_SETTINGS[kind]:
+        config = DiffusionGenerationConfig(
+            max_new_tokens=task.canvas,
+            block_length=block,
+            num_denoising_steps=max(task.canvas // stride, 1),
+            unmasking=rule,
+            threshold=threshold,
+            seed=0,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        completions = complete(model, tokenizer, task.prompts, config, batch_size=256)
+        print(
+            f"| {path.name} | {rule}{f' {threshold}' if threshold else ''} | {block or '–'} "
+            f"| {completions.forward_passes:.1f} | {tokens_per_step(completions):.2f} "
+            f"| {sum(task.right(completions.texts)) / 256:.3f} | {task.partly(completions.texts):.3f} |",
+            flush=True,
+        )
 
 
 def print_hints(path: Path, model, tokenizer):
@@ -159,6 +223,10 @@ def main():
     printed = None
     for name in sys.argv[1:]:
         path = Path(name) if Path(name).exists() else tiny_checkpoint(name)
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        if "-solver-" in path.name:
+            print_steps(path, model, tokenizer)
+            continue
         kind = path.name.split("-")[0]
         task = TASKS[kind]()
         if kind != printed:
@@ -166,7 +234,6 @@ def main():
             print(f"| {' | '.join([*columns, 'wrong procedure', 'solved in 8'])} |")
             print("|---|---|---|---|---|---|---|---|")
             printed = kind
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
         for rule, stride, temperature in SETTINGS:
             config = DiffusionGenerationConfig(
                 max_new_tokens=task.canvas,
@@ -179,12 +246,11 @@ def main():
             repeats = 8 if temperature else 1
             completions = complete(model, tokenizer, task.prompts * repeats, config, batch_size=256)
             texts = completions.texts
-            speed = sum(map(len, completions.ids)) / len(texts) / completions.forward_passes
             followed = sum(a == b for a, b in zip(texts, task.procedure * repeats, strict=True)) / len(texts)
             right = task.right(texts)
             solved = {row % 256 for row, solves in enumerate(right) if solves}
             print(
-                f"| {path.name} | {rule} | {speed:.2f} | {temperature:.0f} "
+                f"| {path.name} | {rule} | {tokens_per_step(completions):.2f} | {temperature:.0f} "
                 f"| {sum(right) / len(right):.3f} | {task.partly(texts):.3f} | {followed:.3f} "
                 f"| {f'{len(solved) / 256:.3f}' if temperature else '–'} |",
                 flush=True,

@@ -231,9 +231,9 @@ def test_nothing_to_complete_is_an_error(tokenizer):
 # The tiny checkpoints
 
 
-def test_there_are_four_tiny_checkpoints_under_a_megabyte_each():
-    names = ["arithmetic-llada-tiny", "countdown-llada-tiny", "sudoku-llada-tiny", "sudoku-sdar-tiny"]
-    assert tiny_checkpoints() == names
+def test_there_are_six_tiny_checkpoints_under_a_megabyte_each():
+    weak = ["arithmetic-llada-tiny", "countdown-llada-tiny", "sudoku-llada-tiny", "sudoku-sdar-tiny"]
+    assert tiny_checkpoints() == sorted([*weak, "arithmetic-llada-solver-tiny", "sudoku-llada-solver-tiny"])
     for name in tiny_checkpoints():
         size = sum(path.stat().st_size for path in tiny_checkpoint(name).iterdir())
         assert size < 1e6, (name, size)

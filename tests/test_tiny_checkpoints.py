@@ -3,6 +3,8 @@
 
 """What the tiny checkpoints can do, and cannot, before any reinforcement learning."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,3 +89,23 @@ def test_the_arithmetic_checkpoint_stops_early_and_profits_from_hints():
     assert length == len(rows["reasoning"][0]) + 1
     # Nothing; the third step; all but the answer.
     assert solve_rate(slice(0, 0)) < 0.15 < 0.3 < solve_rate(slice(12, 18)) and solve_rate(slice(0, 28)) > 0.9
+
+
+@pytest.mark.parametrize(
+    "name, canvas, block_lengths, fast_steps",
+    [("sudoku", 17, [None], 3), ("arithmetic", TINY_ARITHMETIC_CANVAS, [None, 10], 7)],
+)
+def test_a_solver_solves_at_one_token_per_step_and_less_at_more(name, canvas, block_lengths, fast_steps):
+    path = tiny_checkpoint(f"{name}-llada-solver-tiny")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    assert model.generation_config.max_new_tokens == model.generation_config.num_denoising_steps == canvas
+    task = tasks.load_rl_task(name, num_test=64)
+
+    def solve_rate(**changes) -> float:
+        config = copy.deepcopy(model.generation_config)
+        config.update(**changes)
+        completions = complete(model, tokenizer, list(task.test_dataset["prompt"]), config)
+        return task.metrics(completions, task.test_dataset)["solve_rate"]
+
+    assert all(solve_rate(block_length=block_length) > 0.85 for block_length in block_lengths)
+    assert solve_rate(num_denoising_steps=fast_steps) < 0.8

@@ -17,7 +17,9 @@ def tiny_checkpoint(name: str) -> Path:
     Args:
         name (`str`):
             `"sudoku-llada-tiny"`, `"countdown-llada-tiny"`, `"arithmetic-llada-tiny"` (full attention) or
-            `"sudoku-sdar-tiny"` (block-causal).
+            `"sudoku-sdar-tiny"` (block-causal): mostly wrong, for reinforcement learning of the model.
+            `"sudoku-llada-solver-tiny"` or `"arithmetic-llada-solver-tiny"` (full attention): mostly right at one
+            token per step, and less so at more, for what is learned or measured about the unmasking of a frozen model.
 
     Raises:
         ValueError: there is none of that name.
