@@ -1,4 +1,4 @@
-# make demo        reinforcement learning on a shipped tiny checkpoint: TraceRL; DEMO=bgpo, DEMO=igpo: others;
+# make demo        reinforcement learning on a shipped tiny checkpoint: TraceRL; DEMO=bgpo, igpo, unmask_policy: others;
 #                  DEMO_ARGS="..." for the script
 # make test        style, import floors and every test; PYTEST_ARGS="..." for pytest
 # make lint        style and import floors alone

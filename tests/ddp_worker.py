@@ -13,6 +13,7 @@ import conftest
 import torch
 from hinted import fails_at_one, igpo, traced, traced_tokenizer
 from peft import LoraConfig
+from policies import policy_trainer, small_policy
 from processes import leave
 from rl import rl_trainer, share_of_ones
 from transformers import Trainer, TrainerState
@@ -136,8 +137,32 @@ CASES["some hints"] = {
     "gradient_accumulation_steps": 2,
     "dataset": traced(every=2),
 }
+# A policy of unmasking, in groups across processes, with their experts; and with the model trained too.
+CASES["unmasking policy"] = {
+    "trainer": "policy",
+    "family": "llada",
+    "rows": 24,
+    "num_generations": 8,
+    "num_iterations": 2,
+    "expert_steering": True,
+    "expert_block_length": 3,
+    "alpha": 0.3,
+    "learning_rate": 0.05,
+}
+CASES["joint"] = {
+    "trainer": "policy",
+    "family": "sdar",
+    "rows": 12,
+    "num_generations": 4,
+    "num_iterations": 2,
+    "block_length": 4,
+    "temperature": 0.9,
+    "gradient_accumulation_steps": 2,
+    "dllm_learning_rate": 0.05,
+    "learning_rate": 0.05,
+}
 RECORDED = ("completion_ids", "completion_mask", "advantages", "returns", "old_values", "old_elbos", "view_seed")
-RECORDED += ("injected", "learned")
+RECORDED += ("injected", "learned", "unmask_step", "rank", "num_steps", "is_expert")
 
 
 def record_generations(trainer) -> list[dict[str, torch.Tensor]]:
@@ -148,7 +173,7 @@ def record_generations(trainer) -> list[dict[str, torch.Tensor]]:
     def recorded(inputs):
         output = generate(inputs)
         generations.append(
-            {name: trainer.accelerator.gather(output[name]).clone() for name in RECORDED if name in output}
+            {name: trainer.accelerator.gather(output[name].double()) for name in RECORDED if name in output}
         )
         return output
 
@@ -167,6 +192,11 @@ def train(case: str, folder: str, resume: str | None = None) -> dict[str, Any]:
     if name == "igpo":
         model = conftest.random_model(family, traced_tokenizer(), seed=6, spread=0.1)
         trainer = igpo(folder, model=model, family=family, **settings)
+    elif name == "policy":
+        tokenizer = character_tokenizer("01234")
+        model, policy = conftest.random_model(family, tokenizer), small_policy(initial_bias=0.5)
+        settings.pop("peft_config")
+        trainer = policy_trainer(model, tokenizer, folder, policy, **settings)
     else:
         tokenizer = character_tokenizer("01234")
         model = conftest.random_model(family, tokenizer, seed=settings.pop("model_seed", 0))
@@ -174,6 +204,8 @@ def train(case: str, folder: str, resume: str | None = None) -> dict[str, Any]:
     assert trainer.accelerator.num_processes == processes
     value = getattr(trainer, "value", None)
     models = {"policy": trainer.model} if value is None else {"policy": trainer.model, "value": value.model}
+    if getattr(trainer, "joint", None) is not None:
+        models["dllm"] = trainer.joint.model
     trained = {
         f"{model} {key}": parameter
         for model, module in models.items()

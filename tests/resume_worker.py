@@ -1,7 +1,8 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs (TraceRL with a value model, BGPO, IGPO) that kill themselves, and the runs that go on from what they left.
+"""Runs (TraceRL with a value model, BGPO, IGPO, an unmasking policy with its model) that kill themselves, and the runs
+that go on from what they left.
 
 Every run is a process of its own, forked from one that has only imported: nothing but files comes from one to the
 next, and the imports are paid for once.
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from hinted import fails_at_one, igpo, traced_tokenizer
 from peft import LoraConfig
+from policies import policy_trainer, small_policy
 from rl import rl_trainer
 from transformers import TrainerCallback, TrainerState
 
@@ -85,6 +87,20 @@ CASES = {
         "hint_entropy_quantile": 0.5,
         "reward": fails_at_one,
     },
+    # What the policy saw and did comes out of the checkpoint; and the model, which is trained too.
+    "policy": {
+        "trainer": "policy",
+        "family": "llada",
+        "steps_per_generation": 4,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "save_steps": 2,
+        "expert_steering": True,
+        "expert_block_length": 3,
+        "temperature": 0.9,
+        "alpha": 0.3,
+        "dllm_learning_rate": 0.005,
+    },
 }
 # The lives of one run: what it resumes; where it dies: at the end of a step before its checkpoint is written, or in
 # the middle of writing one (`optimizer`: after the weights, `state`: in the last file); the step it must begin with.
@@ -111,6 +127,11 @@ LIVES = {
     "igpo": [
         (None, ("step", 7), 0),  # in mid-buffer
         (True, ("state", 10), 6),
+        (True, None, 8),
+    ],
+    "policy": [
+        (None, ("step", 7), 0),  # in mid-buffer
+        (True, ("optimizer", 10), 6),
         (True, None, 8),
     ],
 }
@@ -163,11 +184,16 @@ def train(case: str, folder: Path, life: int | None):
     seed = 50 + life if resume and lora is None else 0
     if name == "igpo":
         trainer = igpo(folder, model=conftest.random_model(family, traced_tokenizer(), seed, spread=0.1), **settings)
+    elif name == "policy":
+        tokenizer = character_tokenizer("01234")
+        model = conftest.random_model(family, tokenizer, seed)
+        trainer = policy_trainer(model, tokenizer, folder, small_policy(seed, initial_bias=0.5), **settings)
     else:
         tokenizer = character_tokenizer("01234")
         model = conftest.random_model(family, tokenizer, seed)
         trainer = rl_trainer(name, model, tokenizer, folder, peft_config=lora, **settings)
-    value = getattr(trainer, "value", None)
+    # What is trained beside the policy: a value model, or the model that a policy of unmasking decides for.
+    value = getattr(trainer, "value", None) or getattr(trainer, "joint", None)
     models = {"policy": trainer.model} | ({} if value is None else {"value": value.model})
     place, step = death or (None, None)
     trainer.add_callback(Death(folder / f"start-{life}", step if place == "step" else None))

@@ -14,7 +14,16 @@ TIMES = {"step_time"}
 # Processes estimate the variance from the samples of their own rows: another estimate of the same.
 ESTIMATES = {"gradient/mc_variance", "gradient/mc_variance_share"}
 CLIPPED = {f"clip_ratio/{where}_mean" for where in ("low", "high", "region")}
-PER_MICRO_BATCH = {"views", "entropy", "kl", "value/loss", "value/clip_ratio"} | CLIPPED
+PER_MICRO_BATCH = {
+    "policy/log_prob",
+    "dllm/entropy",
+    *(f"dllm/{name}" for name in CLIPPED),
+    "views",
+    "entropy",
+    "kl",
+    "value/loss",
+    "value/clip_ratio",
+} | CLIPPED
 PER_MICRO_BATCH |= {
     f"elbo/{name}" for name in ("per_token", "difference_mean", "difference_std", "difference_above_one")
 }

@@ -1,7 +1,8 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run (TraceRL with a value model, BGPO, IGPO) that is killed again and again ends as one that never was."""
+"""A run (TraceRL with a value model, BGPO, IGPO, an unmasking policy with its model) that is killed again and again
+ends as one that never was."""
 
 import json
 import os
@@ -25,12 +26,14 @@ STEPS = SHARED["max_steps"]
 ROLLOUT_METRICS = {
     "tracerl": ("reward", "value/returns", "value/explained_variance", "advantages/std", "trajectory/tokens_per_step"),
     "bgpo": ("reward", "trajectory/tokens_per_step"),
+    "policy": ("reward", "expert/reward", "policy/waiting_steps", "generation/forward_passes"),
     "igpo": ("reward", "hints/all_wrong_before", "hints/all_wrong_after", "hints/replaced", "hints/reward"),
 }
 STEP_METRICS = {
     "tracerl": ("loss", "grad_norm", "learning_rate", "value/loss", "value/grad_norm", "entropy"),
     "bgpo": ("loss", "grad_norm", "learning_rate", "elbo/per_token", "elbo/difference_std", "kl", "entropy"),
     "igpo": ("loss", "grad_norm", "learning_rate", "entropy"),
+    "policy": ("loss", "grad_norm", "learning_rate", "policy/log_prob", "dllm/grad_norm", "dllm/entropy"),
 }
 
 

@@ -18,7 +18,7 @@ import trl_diffusion.scripts.tasks as tasks
 from trl_diffusion import BGPOTrainer, DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import Completions, complete
-from trl_diffusion.scripts.rl import RLScriptArguments, _without_secrets, run_rl
+from trl_diffusion.scripts.rl import RLScriptArguments, run_rl, without_secrets
 from trl_diffusion.tasks import (
     TINY_COUNTDOWN,
     arithmetic_format_reward,
@@ -275,7 +275,7 @@ def test_the_benchmark_of_the_demos_prints_a_row_per_seed(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import demos
 
-    assert set(demos.DEMOS) == {script for script, *_ in DEMOS}
+    assert set(demos.DEMOS) == {script for script, *_ in DEMOS} | {"unmask_policy"}
     assert all((demos.EXAMPLES / "configs" / settings).exists() for settings in demos.DEMOS.values())
 
     def run(demo, seed, arguments):
@@ -335,7 +335,7 @@ def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(trainer_class, tmp_pat
 
 def test_special_tokens_are_no_secrets():
     content = {"eos_token": "<e>", "headers": {"Authorization": "Bearer x"}, "limit": float("inf")}
-    assert _without_secrets(content) == {"eos_token": "<e>", "headers": {}, "limit": "inf"}
+    assert without_secrets(content) == {"eos_token": "<e>", "headers": {}, "limit": "inf"}
 
 
 def test_results_hold_the_settings_and_no_secrets():
@@ -345,7 +345,7 @@ def test_results_hold_the_settings_and_no_secrets():
         "steps": [1, None],
         "ok": True,
     }
-    assert _without_secrets(content) == {"kwargs": {"dtype": "torch.float32"}, "steps": [1, None], "ok": True}
+    assert without_secrets(content) == {"kwargs": {"dtype": "torch.float32"}, "steps": [1, None], "ok": True}
 
 
 def test_both_evaluations_run_in_the_same_precision(tmp_path):

@@ -4,6 +4,7 @@
 """Training an unmasking policy: what is learned, what stays as it was, what is saved and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -334,3 +335,19 @@ def test_bad_arguments_are_refused(tokenizer, tmp_path):
         )  # fmt: skip
     with pytest.raises(ValueError, match="returned -1.0: with reward_form='multiplicative'"):
         policy_trainer(model, tokenizer, tmp_path, reward=lambda **kwargs: [-1.0] * 8).train()
+
+
+def test_processes_on_a_cpu_share_the_weights_of_the_frozen_model(tokenizer, tmp_path):
+    """They lie in the checkpoint's file, mapped into memory, and are never written to: a process has no copy."""
+    model = random_model("llada", tokenizer, hidden_size=256, intermediate_size=512, num_attention_heads=4)
+    model.save_pretrained(tmp_path / "dllm")
+    trainer = policy_trainer(str(tmp_path / "dllm"), tokenizer, tmp_path / "run", max_steps=1)
+    trainer.train()
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("there is no /proc to look into")
+    spans = [line.split()[0] for line in maps.read_text().splitlines() if str(tmp_path / "dllm") in line]
+    ranges = [tuple(int(end, 16) for end in span.split("-")) for span in spans]
+    for name, parameter in trainer.dllm.named_parameters():
+        if parameter.numel() > 10_000:
+            assert any(low <= parameter.data_ptr() < high for low, high in ranges), name

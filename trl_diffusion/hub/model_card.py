@@ -16,6 +16,7 @@ def diffusion_model_card(
     repo_id: str,
     base_model: str | None,
     adapter_base: str | None,
+    policy_base: str | None,
     tiny_base: bool,
     dataset_name: str | None,
     tags: list[str],
@@ -39,6 +40,9 @@ def diffusion_model_card(
             Hub id of the model that was trained further.
         adapter_base (`str`, *optional*):
             Python source of what the base of an adapter is loaded from; `None` if the repository holds a whole model.
+        policy_base (`str`, *optional*):
+            Python source of what the model of an unmasking policy is loaded from; `None` where the repository holds
+            none.
         tiny_base (`bool`):
             Whether that source calls `tiny_checkpoint`.
         dataset_name (`str`, *optional*):
@@ -62,8 +66,8 @@ def diffusion_model_card(
     data = ModelCardData(
         base_model=base_model,
         datasets=dataset_name,
-        library_name="transformers",
-        pipeline_tag="text-generation",
+        library_name="transformers" if policy_base is None else "trl-diffusion",
+        pipeline_tag="text-generation" if policy_base is None else None,
         model_name=model_name,
         tags=sorted({"generated_from_trainer", "diffusion-language-model", *tags}),
     )
@@ -76,6 +80,7 @@ def diffusion_model_card(
         base_model=base_model,
         is_adapter=adapter_base is not None,
         adapter_base=adapter_base,
+        policy_base=policy_base,
         tiny_base=tiny_base,
         dataset_name=dataset_name,
         trainer_name=trainer_name,

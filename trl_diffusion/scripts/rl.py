@@ -33,8 +33,8 @@ class RLScriptArguments:
             `"sudoku"`, a d1 Sudoku CSV file, `"countdown"`, a d1 Countdown JSONL file, `"arithmetic"`,
             `"openai/gsm8k"`, `"meta-math/MetaMathQA"`, or a Hub dataset with a `prompt` column.
         reward_funcs (`list[str]`, *optional*):
-            `sudoku_reward`, `countdown_reward`, `arithmetic_reward`, `arithmetic_format_reward`, names of
-            `trl.rewards`, or dotted paths. Defaults to the dataset's own.
+            `sudoku_reward`, `sudoku_solved_reward`, `countdown_reward`, `arithmetic_reward`,
+            `arithmetic_format_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's own.
         num_test (`int`, *optional*):
             Held-out rows to evaluate on: 256 for generated tasks, else all. 0 evaluates on none.
         test_batch_size (`int`, *optional*, defaults to 64):
@@ -51,8 +51,8 @@ class RLScriptArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "sudoku_reward, countdown_reward, arithmetic_reward, arithmetic_format_reward, names of "
-            "trl.rewards, or dotted paths. Defaults to the dataset's own."
+            "help": "sudoku_reward, sudoku_solved_reward, countdown_reward, arithmetic_reward, "
+            "arithmetic_format_reward, names of trl.rewards, or dotted paths. Defaults to the dataset's own."
         },
     )
     num_test: int | None = field(
@@ -82,12 +82,28 @@ def main(trainer_class: type[DiffusionGRPOTrainer], config_class: type[Diffusion
         demo (`Path`):
             Settings in YAML, for a command that names no model of its own. What the command line says comes on top.
     """
+    parser = TrlParser((RLScriptArguments, config_class, ModelConfig))
+    run_rl(trainer_class, *parser.parse_args_and_config(command_line(demo)))
+
+
+def command_line(demo: Path) -> list[str]:
+    """The arguments of the process; before them those of the demo, where they name no model and no config."""
     # TRL's parser knows `--config file`, not `--config=file`.
     arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
     names = {argument.split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("-")}
     own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help"}
-    parser = TrlParser((RLScriptArguments, config_class, ModelConfig))
-    run_rl(trainer_class, *parser.parse_args_and_config(arguments if own else ["--config", str(demo), *arguments]))
+    return arguments if own else ["--config", str(demo), *arguments]
+
+
+def checkpoint_path(name: str | None) -> str:
+    """What a model is loaded from: a tiny checkpoint's folder, or the name itself.
+
+    Raises:
+        ValueError: no model is named.
+    """
+    if not name:
+        raise ValueError("model_name_or_path is not set. Name a checkpoint, e.g. sudoku-llada-tiny.")
+    return str(tiny_checkpoint(name)) if name in tiny_checkpoints() and not os.path.exists(name) else name
 
 
 def run_rl(
@@ -113,19 +129,16 @@ def run_rl(
     """
     started = time.perf_counter()
     set_seed(config.seed)
-    name = model_args.model_name_or_path
-    if not name:
-        raise ValueError("model_name_or_path is not set. Name a checkpoint, e.g. sudoku-llada-tiny.")
+    path = checkpoint_path(model_args.model_name_or_path)
     if model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters):
         # PEFT knows default targets for the families of transformers, not for these.
         model_args.lora_target_modules = "all-linear"
-    path = str(tiny_checkpoint(name)) if name in tiny_checkpoints() and not os.path.exists(name) else name
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
     # Before the config is changed: what the user asked for.
     settings = {
         "script": asdict(script_args),
-        "model": _without_secrets(asdict(model_args)),
-        "training": _without_secrets(config.to_dict()),
+        "model": without_secrets(asdict(model_args)),
+        "training": without_secrets(config.to_dict()),
     }
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -165,7 +178,7 @@ def run_rl(
     trainer.save_model(config.output_dir)
     if trainer.accelerator.is_main_process:
         trainer.create_model_card(dataset_name=task.hub_dataset)
-        _write_json(results, os.path.join(config.output_dir, "results.json"))
+        write_json(results, os.path.join(config.output_dir, "results.json"))
         _print_report(results, before, after, config.output_dir)
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=task.hub_dataset)
@@ -199,13 +212,13 @@ def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> d
     return {**task.metrics(completions, task.test_dataset), "tokens_per_step": tokens_per_step}
 
 
-def _without_secrets(content: Any) -> Any:
+def without_secrets(content: Any) -> Any:
     """The same settings as JSON types, without tokens, at any depth."""
     if isinstance(content, dict):
         kept = {str(key): value for key, value in content.items() if not _is_secret(str(key).lower())}
-        return {key: _without_secrets(value) for key, value in kept.items()}
+        return {key: without_secrets(value) for key, value in kept.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_secrets(value) for value in content]
+        return [without_secrets(value) for value in content]
     if isinstance(content, Enum):
         return content.value
     plain = content is None or isinstance(content, (bool, int, str))
@@ -217,7 +230,8 @@ def _is_secret(name: str) -> bool:
     return not special and name.endswith(("token", "api_key", "password", "secret", "authorization"))
 
 
-def _write_json(content: dict[str, Any], path: str):
+def write_json(content: dict[str, Any], path: str):
+    """Whole, or not at all."""
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
         file.write("\n")

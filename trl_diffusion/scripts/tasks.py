@@ -31,6 +31,7 @@ from ..tasks import (
     split_grids,
     sudoku_dataset,
     sudoku_reward,
+    sudoku_solved_reward,
 )
 from ..tasks.math import map_gsm8k, map_metamathqa
 from .dotted_path import import_dotted
@@ -40,6 +41,7 @@ logger = logging.get_logger(__name__)
 
 _REWARDS = {
     "sudoku_reward": sudoku_reward,
+    "sudoku_solved_reward": sudoku_solved_reward,
     "countdown_reward": countdown_reward,
     "arithmetic_reward": arithmetic_reward,
     "arithmetic_format_reward": arithmetic_format_reward,
@@ -132,8 +134,8 @@ def _mean(values: list[float]) -> float:
 
 
 def load_reward(name: str) -> Callable:
-    """A reward function by name: `sudoku_reward`, `countdown_reward`, `arithmetic_reward`, `arithmetic_format_reward`,
-    one of `trl.rewards`, or a dotted path.
+    """A reward function by name: `sudoku_reward`, `sudoku_solved_reward`, `countdown_reward`, `arithmetic_reward`,
+    `arithmetic_format_reward`, one of `trl.rewards`, or a dotted path.
 
     Raises:
         ValueError: there is no such function, or it makes a reward function instead of being one.

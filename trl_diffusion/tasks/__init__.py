@@ -53,6 +53,7 @@ from .sudoku import (
     split_grids,
     sudoku_dataset,
     sudoku_reward,
+    sudoku_solved_reward,
 )
 from .tokenization import character_tokenizer
 
@@ -113,4 +114,5 @@ __all__ = [
     "subtract_all",
     "sudoku_dataset",
     "sudoku_reward",
+    "sudoku_solved_reward",
 ]

@@ -291,3 +291,15 @@ def solve_rate(completions: list[Any], puzzles: list[str], solutions: list[str])
     if not scores:
         raise ValueError("completions=[] has nothing to score: pass at least one completion.")
     return sum(solved for _, _, solved in scores) / len(scores)
+
+
+def sudoku_solved_reward(
+    completions: list[str] | list[list[dict[str, str]]], puzzle: list[str], solution: list[str], **kwargs: Any
+) -> list[float]:
+    """
+    Reward function: 1 for a solved puzzle, else 0; arguments, reading and errors as in [`sudoku_reward`].
+
+    Returns:
+        `list[float]`: one reward per completion.
+    """
+    return [float(solved) for _, _, solved in _scores(completions, puzzle, solution)]

@@ -7,6 +7,7 @@ import os
 import tempfile
 from typing import Any
 
+import torch
 from peft import PeftModel
 from trl.trainer.utils import get_config_model_id
 
@@ -68,6 +69,11 @@ class DiffusionCardMixin:
         "max_replaced_fraction",
         "hint_entropy_quantile",
         "min_noise_level",
+        "alpha",
+        "reward_form",
+        "policy_temperature",
+        "expert_steering",
+        "dllm_learning_rate",
         "seed",
     )
 
@@ -75,21 +81,25 @@ class DiffusionCardMixin:
         """Write README.md into the output folder; see [`~trl.GRPOTrainer`]'s method of the same name."""
         if not self.is_world_process_zero():
             return
-        source = get_config_model_id(self.model.config)
+        source = get_config_model_id(self._card_model.config)
         is_local = bool(source) and os.path.isdir(source)
-        # A folder's name means nothing on the Hub: it is no base model there. An adapter's quick start still loads it.
-        adapter_base, tiny_base = (repr(source) if isinstance(self.model, PeftModel) else None), False
+        # A folder's name means nothing on the Hub: it is no base model there. The quick start of what is no whole
+        # model, an adapter or a policy, still loads it.
+        base, tiny_base = repr(source), False
         for name in tiny_checkpoints():
-            if adapter_base and is_local and os.path.samefile(source, tiny_checkpoint(name)):
-                adapter_base, tiny_base = f'tiny_checkpoint("{name}")', True
+            if is_local and os.path.samefile(source, tiny_checkpoint(name)):
+                base, tiny_base = f'tiny_checkpoint("{name}")', True
+        is_policy = self._card_model is not self.model
+        is_adapter = isinstance(self.model, PeftModel)
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         by_steps = self.args.max_steps > 0  # then the number of epochs has no meaning
         card = diffusion_model_card(
             model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
             repo_id=self.hub_model_id or self.args.output_dir,
             base_model=None if is_local else source or None,
-            adapter_base=adapter_base,
-            tiny_base=tiny_base,
+            adapter_base=base if is_adapter else None,
+            policy_base=base if is_policy else None,
+            tiny_base=tiny_base and (is_adapter or is_policy),
             dataset_name=dataset_name,
             tags=[*self._tag_names, *tags],
             trainer_name=self._name,
@@ -111,6 +121,11 @@ class DiffusionCardMixin:
             file.write(str(card))
         os.chmod(file.name, 0o644)
         os.replace(file.name, os.path.join(self.args.output_dir, "README.md"))
+
+    @property
+    def _card_model(self) -> torch.nn.Module:
+        """The diffusion language model of the card's quick start."""
+        return self.model
 
     def _card_generation(self) -> dict[str, Any]:
         """A prompt of the training data, and keyword arguments of `generate`, both as Python source."""

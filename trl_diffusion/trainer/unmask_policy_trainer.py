@@ -4,6 +4,7 @@
 """Learning which tokens to reveal."""
 
 import textwrap
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -315,6 +316,28 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         return loss
 
     # Files
+
+    # Of the card's settings, those that mean nothing here are left out.
+    _card_settings = tuple(
+        name
+        for name in DenoisingGRPOTrainer._card_settings
+        if name not in ("unmasking", "loss_type", "beta", "importance_sampling_level")
+    )
+
+    @property
+    def _card_model(self) -> torch.nn.Module:
+        return self._dllm
+
+    def _card_generation(self) -> dict[str, Any]:
+        card = super()._card_generation()
+        unused = ("unmasking", "policy_temperature")
+        settings = {name: value for name, value in card["settings"].items() if name not in unused}
+        where, canvas = self.hub_model_id or self.args.output_dir, self.max_completion_length
+        # The model's own generation settings may be for another canvas.
+        defaults = {"num_denoising_steps": repr(canvas)}
+        if self._dllm.attention == "full":
+            defaults["block_length"] = repr(canvas)
+        return {**card, "settings": {"unmasking": repr(where), **defaults, **settings}}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         # A policy knows no token: its folder holds no tokenizer, its config none of the ids that the Trainer puts in.

@@ -1,0 +1,102 @@
+# Copyright 2026 The trl_diffusion authors.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The example that trains an unmasking policy, and the card of what it trains."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from policies import CANVAS, all_right, policy_trainer, small_policy
+from rl import prompts
+from trl import ModelConfig
+
+from trl_diffusion import UnmaskPolicyConfig, UnmaskPolicyModel
+from trl_diffusion.evaluation import read_frontier
+from trl_diffusion.scripts import unmask_policy
+from trl_diffusion.scripts.unmask_policy import UnmaskPolicyScriptArguments
+from trl_diffusion.tasks import sudoku_solved_reward
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_saves_a_policy_its_frontier_and_its_card(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(unmask_policy, "CURVES", ("threshold",))
+    monkeypatch.setattr(unmask_policy, "POLICY_BETAS", (1.0, 4.0))
+    command = ["unmask_policy.py", "--output_dir", str(tmp_path), "--max_steps", "2", "--num_test", "8"]
+    command += ["--per_device_train_batch_size", "16", "--eval_steps", "2", "--save_steps", "2", "--num_eval", "2"]
+    command += ["--per_device_eval_batch_size", "16", "--logging_steps", "1", "--use_cpu", "true"]
+    monkeypatch.setattr(sys, "argv", command)
+    unmask_policy.main(ROOT / "examples" / "configs" / "unmask_policy_sudoku_tiny.yaml")
+    printed = capsys.readouterr().out
+    assert "forward passes; " in printed and "frontier.png are in" in printed
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "results.json", "frontier.csv", "frontier.png"} <= names
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [point["step"] for point in results["reward_curve"]] == [1]  # a rollout feeds two
+    rows = read_frontier(tmp_path / "frontier.csv")
+    assert {row.curve for row in rows} == {"policy", "threshold"} and all(row.num_problems == 8 for row in rows)
+    own = next(row for row in rows if row.curve == "policy" and row.setting == "policy_beta=1.0")
+    assert (results["accuracy"], results["forward_passes"]) == (own.accuracy, own.forward_passes)
+    assert results["config"]["training"]["alpha"] == 1.0 and results["config"]["script"]["initial_bias"] == -1.0
+    assert UnmaskPolicyModel.from_pretrained(tmp_path).config.initial_bias == -1.0
+    assert not list(tmp_path.glob("*.tmp"))
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import demos
+
+    titles, cells = zip(*demos.cells(results), strict=True)
+    assert titles[:4] == ("seed", "accuracy", "forward passes", "best rule there") and cells[0] == "42"
+
+
+def test_settings_that_contradict_each_other_are_refused_before_training(tmp_path):
+    args = UnmaskPolicyConfig(str(tmp_path / "out"), use_cpu=True, max_completion_length=17)
+    model = ModelConfig(model_name_or_path="sudoku-llada-solver-tiny")
+    small_policy().save_pretrained(tmp_path / "policy")
+    arguments = UnmaskPolicyScriptArguments(policy=str(tmp_path / "policy"), entropy=True)
+    with pytest.raises(ValueError, match="entropy: the policy .* is what it is"):
+        unmask_policy.run_unmask_policy(arguments, args, model)
+    with pytest.raises(ValueError, match="num_eval=0 must lie between"):
+        unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(num_eval=0), args, model)
+    with pytest.raises(ValueError, match="model_name_or_path is not set"):
+        unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(), args, ModelConfig())
+
+
+@pytest.mark.parametrize("name", ["a folder", "a tiny checkpoint"])
+def test_the_card_has_a_quick_start_that_runs(tokenizer, tmp_path, name, capsys):
+    model = random_model("llada", tokenizer)
+    model.save_pretrained(tmp_path / "dllm")
+    tokenizer.save_pretrained(tmp_path / "dllm")
+    if name == "a folder":
+        model = type(model).from_pretrained(tmp_path / "dllm", dtype=torch.float32)
+    else:
+        from transformers import AutoTokenizer
+
+        from trl_diffusion import AutoModelForDiffusionLM
+        from trl_diffusion.checkpoints import tiny_checkpoint
+
+        path = tiny_checkpoint("sudoku-llada-solver-tiny")
+        model, tokenizer = AutoModelForDiffusionLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    trainer = policy_trainer(model, tokenizer, tmp_path / "run", reward=all_right, alpha=0.5)
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "unmasking policy" in card.lower() and "2512.09106" in card and "| alpha | 0.5 |" in card
+    assert ("tiny_checkpoint" in card) == (name == "a tiny checkpoint") and "| unmasking |" not in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert f"unmasking='{tmp_path / 'run'}'" in code
+    exec(compile(code, "quick start", "exec"), {})
+    assert len(capsys.readouterr().out.split()[-1]) <= CANVAS
+    assert trainer.train_dataset[0] == prompts()[0]
+
+
+def test_the_reward_of_a_solved_puzzle():
+    puzzle, solution = "0234341221434321", "1234341221434321"
+    wrong = "2" + solution[1:]
+    found = sudoku_solved_reward([solution, wrong, solution + "1", ""], [puzzle] * 4, [solution] * 4)
+    assert found == [1.0, 0.0, 0.0, 0.0]
