@@ -312,6 +312,7 @@ def test_the_commands_of_the_pages_run(document, tmp_path, monkeypatch, capsys):
     commands = [line.split()[1:] for line in text.splitlines() if line.startswith("trl-diffusion eval ")]
     assert commands
     monkeypatch.chdir(tmp_path)
+    UnmaskPolicyModel(UnmaskPolicyModelConfig()).save_pretrained("sudoku-policy")
     for command in commands:
         short = ["--num_test", "2", "--task", "sudoku", "--model", MODEL]
         if "--frontier" in command:
