@@ -12,19 +12,29 @@ import pytest
 from chat_server import ChatServer
 from conftest import FAMILIES
 
-from trl_diffusion import BGPOConfig, DiffusionGRPOConfig, IGPOConfig
+from trl_diffusion import (
+    BGPOConfig,
+    DiffusionGRPOConfig,
+    IGPOConfig,
+    UnmaskPolicyConfig,
+    UnmaskPolicyModelConfig,
+)
 from trl_diffusion.generation.inpainting import PLACEMENTS
 from trl_diffusion.likelihood.monte_carlo import NOISE_LEVELS
+from trl_diffusion.models.unmask_policy import ACTIONS
 from trl_diffusion.tasks import character_tokenizer, shorten_trace
 from trl_diffusion.tasks.answers import ANSWER_FORMATS
 from trl_diffusion.tasks.length_report import REASONS
 from trl_diffusion.trainer.bgpo_config import OBJECTIVES
+from trl_diffusion.trainer.denoising_config import DenoisingGRPOConfig
 from trl_diffusion.trainer.likelihoods import LIKELIHOODS
+from trl_diffusion.trainer.unmask_policy_config import REWARD_FORMS
 
 
 ROOT = Path(__file__).parents[1]
 MODELS = (ROOT / "docs" / "models.md").read_text()
-COLUMNS = ["loads", "generates", "SFT", "TraceRL", "BGPO", "IGPO", "LoRA", "4-bit", "flex", "flash"]
+COLUMNS = ["loads", "generates", "policy", "SFT", "TraceRL", "BGPO", "IGPO", "UnmaskPolicy", "LoRA"]
+COLUMNS += ["4-bit", "flex", "flash"]
 
 
 def cells() -> dict[tuple[str, str], str]:
@@ -43,6 +53,7 @@ def cells() -> dict[tuple[str, str], str]:
 def collected() -> list[str]:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
     names = {"test_models.py", "test_replay.py", "test_every_family.py", "test_masks.py"}
+    names.add("test_unmask_policy_model.py")
     command[-1:] = [str(ROOT / "tests" / name) for name in sorted(names)]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
 
@@ -138,6 +149,46 @@ def test_the_igpo_page_names_the_settings():
     own = set(IGPOConfig.__annotations__) - set(DiffusionGRPOConfig.__annotations__)
     assert own and all(f"`{name}`" in page or f"`{name}=" in page for name in own)
     assert all(f'`"{name}"`' in page for names in (ANSWER_FORMATS, PLACEMENTS) for name in names)
+
+
+def test_the_python_blocks_of_the_unmask_policy_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "unmask_policy.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    exec(blocks[0], namespace)  # the project's own text
+    logs = namespace["trainer"].state.log_history
+    assert any(log.get("grad_norm", 0) > 0 for log in logs) and all(log.get("skipped_groups", 0) < 1 for log in logs)
+    assert {path.name for path in (tmp_path / "sudoku-policy").iterdir()} >= {"config.json", "model.safetensors"}
+    exec(blocks[1], namespace)
+    assert 1 < int(namespace["output"].rollout.num_forward_passes) <= 17
+    # The folder that names the policy is enough to generate with it.
+    model = namespace["AutoModelForDiffusionLM"].from_pretrained("sudoku-with-policy")
+    rollout = model.generate(**namespace["inputs"], seed=0, return_dict_in_generate=True).rollout
+    assert rollout.unmask_step.equal(namespace["output"].rollout.unmask_step)
+    assert namespace["config"].diffusion_generation_config().unmasking == "sudoku-policy"
+    # What is logged, here and with an expert or in joint training.
+    sources = [ROOT / "trl_diffusion" / "trainer" / name for name in ("unmask_policy_trainer.py", "joint.py")]
+    written = "".join(source.read_text() for source in sources)
+    names = set(re.findall(r'"((?:policy|expert|dllm|old_logprobs)/\w+|skipped_groups)"', written))
+    assert len(names) >= 8
+    for metric in names | {name for log in logs for name in log if name.split("/")[0] in ("policy", "clip_ratio")}:
+        assert f"`{metric}`" in page, metric
+
+
+def test_the_unmask_policy_page_names_the_settings():
+    page = (ROOT / "docs" / "unmask_policy.md").read_text()
+    fields, inherited = UnmaskPolicyConfig.__dataclass_fields__, DenoisingGRPOConfig.__dataclass_fields__
+    own = set(fields) - set(inherited)
+    changed = {name for name in set(fields) & set(inherited) if fields[name].default != inherited[name].default}
+    network = set(UnmaskPolicyModelConfig.__annotations__) - {"model_type"}
+    assert own and len(changed) > 15 and len(network) > 8
+    for name in own | changed | network:
+        assert f"`{name}`" in page or f"`{name}=" in page, name
+    values = (fields[name].default for name in ("learning_rate", "epsilon", "expert_threshold", "expert_block_length"))
+    assert [str(value) in page.replace("3e-5", "3e-05") for value in values] == [True] * 4
+    assert all(f'"{name}"' in page for name in (*REWARD_FORMS, *ACTIONS))
 
 
 def test_the_python_block_of_the_sft_page_runs(tmp_path, monkeypatch):

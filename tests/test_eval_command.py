@@ -7,11 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
-import trl_diffusion
 import trl_diffusion.scripts.tasks as tasks
-from trl_diffusion import AutoModelForDiffusionLM, DiffusionGenerationConfig
+from trl_diffusion import (
+    AutoModelForDiffusionLM,
+    DiffusionGenerationConfig,
+    UnmaskPolicyModel,
+    UnmaskPolicyModelConfig,
+)
 from trl_diffusion.checkpoints import tiny_checkpoint
 from trl_diffusion.evaluation import read_frontier
 from trl_diffusion.generation.unmasking import RULES
@@ -233,20 +238,45 @@ def test_a_policy_is_swept_over_beta():
     assert points[0].setting == "policy_temperature=0.5, policy_beta=0.25"
 
 
-# TO BE COMPLETED when policies can be loaded: until then there is no policy to save, and this test is skipped. It
-# needs `UnmaskPolicyModel`, `policy_beta` among the fields of DiffusionGenerationConfig, and `unmasking=<folder>`.
-@pytest.mark.skipif(not hasattr(trl_diffusion, "UnmaskPolicyModel"), reason="there are no learned policies yet")
 def test_a_saved_policy_is_a_curve(tmp_path, capsys):
-    policy = trl_diffusion.UnmaskPolicyModel(trl_diffusion.UnmaskPolicyModelConfig())
+    torch.manual_seed(0)
+    policy = UnmaskPolicyModel(UnmaskPolicyModelConfig(initial_bias=-1.0))
     policy.save_pretrained(tmp_path / "policy")
     path = str(tmp_path / "policy")
-    assert run_frontier(tmp_path / "out", "--curves", "sequential", "--policies", path, "--seeds", "0", "1") == 0
+    given = ["--curves", "sequential", "--policies", path, "--policy_temperature", "0.5"]
+    assert run_frontier(tmp_path / "out", *given, "--seeds", "0", "1") == 0
     rows = [row for row in read_frontier(tmp_path / "out" / "frontier.csv") if row.curve == path]
-    assert [row.setting for row in rows] == [f"policy_beta={beta}" for beta in evaluate.POLICY_BETAS]
+    assert [row.setting for row in rows] == [f"policy_temperature=0.5, policy_beta={b}" for b in evaluate.POLICY_BETAS]
     assert {row.unmasking for row in rows} == {path} and {row.seeds for row in rows} == {(0, 1)}
     # The larger β, the more is committed at once.
     passes = [row.forward_passes for row in rows]
-    assert passes == sorted(passes, reverse=True) and passes[0] > passes[-1]
+    assert passes == sorted(passes, reverse=True) and passes[0] > 2 * passes[-1]
+    # A point is what `generate` gives at its settings, with the seeds of its rows; the model's own eight steps do not
+    # hold a policy back.
+    found = []
+    for seed in (0, 1):
+        seeds = [seed * 1_000_003 + row for row in range(6)]
+        settings = {"policy_temperature": 0.5, "policy_beta": 4.0, "num_denoising_steps": None, "seed": seeds}
+        found.append(expected(unmasking=policy, **settings))
+    rates, counts = zip(*found, strict=True)
+    assert rows[4].setting.endswith("policy_beta=4.0") and rows[4].accuracy == pytest.approx(sum(rates) / 2)
+    assert rows[4].forward_passes == pytest.approx(sum(counts) / 2, abs=1e-4)
+
+    # Other weights in the same folder are another curve, and are measured anew or not at all.
+    UnmaskPolicyModel(UnmaskPolicyModelConfig(initial_bias=3.0)).save_pretrained(tmp_path / "policy")
+    assert run_frontier(tmp_path / "out", *given, "--seeds", "0", "1") == 1
+    (line,) = errors(capsys.readouterr())
+    assert "has frontier.csv of another call" in line and path in line
+
+
+def test_a_policy_that_does_not_exist_is_known_before_anything_is_measured(tmp_path, capsys):
+    given = ["--curves", "sequential", "--policies", str(tmp_path / "no-policy")]
+    assert run_frontier(tmp_path / "out", *given) == 1
+    (line,) = errors(capsys.readouterr())
+    assert "no-policy' is no unmasking policy that can be loaded" in line
+    assert run_frontier(tmp_path / "out", "--policy_temperature", "0.5") == 1
+    (line,) = errors(capsys.readouterr())
+    assert "policy_temperature=0.5 does nothing without policies" in line and list(tmp_path.iterdir()) == []
 
 
 # What is written about it
@@ -282,6 +312,7 @@ def test_the_commands_of_the_pages_run(document, tmp_path, monkeypatch, capsys):
     commands = [line.split()[1:] for line in text.splitlines() if line.startswith("trl-diffusion eval ")]
     assert commands
     monkeypatch.chdir(tmp_path)
+    UnmaskPolicyModel(UnmaskPolicyModelConfig()).save_pretrained("sudoku-policy")
     for command in commands:
         short = ["--num_test", "2", "--task", "sudoku", "--model", MODEL]
         if "--frontier" in command:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import FAMILIES, golden_model, random_model
 from peft import LoraConfig, PeftModel
+from policies import policy_trainer, small_policy
 from rl import prompts, rl_trainer
 from test_sft import config as sft_config
 from test_sft import rows
@@ -108,6 +109,24 @@ def test_igpo_trains(saved, tokenizer, tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
     logs = [row for row in trainer.state.log_history if "hints/replaced" in row]
     assert max(row["hints/replaced"] for row in logs) > 0 and all("kl" in row for row in logs)
+
+
+def test_unmask_policy_trains(saved, tokenizer, tmp_path):
+    """A policy for the family, beside an expert; the model stays as it is."""
+    policy = small_policy(entropy=True)
+    trainer = policy_trainer(
+        saved, tokenizer, tmp_path / "rl", policy, sum_of_digits, block_length=4, expert_steering=True,
+        expert_block_length=4, alpha=0.5, max_steps=2,
+    )  # fmt: skip
+    models = {"policy": policy, "dllm": trainer.dllm}
+    before = {
+        name: {key: value.clone() for key, value in model.state_dict().items()} for name, model in models.items()
+    }
+    trainer.train()
+    for name, model in models.items():
+        same = all(torch.equal(before[name][key], value) for key, value in model.state_dict().items())
+        assert same == (name == "dllm") and all(parameter.isfinite().all() for parameter in model.parameters())
+    assert any("expert/reward" in row for row in trainer.state.log_history)
 
 
 @pytest.mark.parametrize("name", ["sft", "tracerl"])

@@ -15,11 +15,13 @@ from conftest import random_model
 from terminal import Terminal, visible
 from transformers import AutoTokenizer
 
-from trl_diffusion import AutoModelForDiffusionLM
+from trl_diffusion import AutoModelForDiffusionLM, UnmaskPolicyModel, UnmaskPolicyModelConfig
 from trl_diffusion.checkpoints import tiny_checkpoint
+from trl_diffusion.generation import configuration
 from trl_diffusion.generation.noise import row_seeds
 from trl_diffusion.scripts import generate
 from trl_diffusion.scripts.cli import main
+from trl_diffusion.scripts.generation_options import SETTINGS
 from trl_diffusion.tasks import character_tokenizer
 
 
@@ -113,6 +115,27 @@ def test_settings_reach_the_generation(loaded, tmp_path, capsys):
     row = json.loads(out.read_text())
     assert row["completion"] == texts[0] and not set(texts[0]) & {"1", "2"}
     assert row["num_forward_passes"] == int(rollout.num_forward_passes[0])
+
+
+def test_a_policy_is_named_by_its_folder(loaded, tmp_path, capsys):
+    torch.manual_seed(0)
+    policy, out = UnmaskPolicyModel(UnmaskPolicyModelConfig()), tmp_path / "out.jsonl"
+    policy.save_pretrained(tmp_path / "policy")
+    given = ["--unmasking", str(tmp_path / "policy"), "--policy_temperature", "0.5", "--policy_beta", "20"]
+    more = ["--seed", "7", "--num_denoising_steps", "none"]
+    assert run("--prompt", PUZZLES[0], *given, *more, "--output", str(out)) == 0
+    settings = {"policy_temperature": 0.5, "policy_beta": 20.0, "num_denoising_steps": None, "seed": 7}
+    texts, rollout = expected(loaded, PUZZLES[:1], unmasking=policy, **settings)
+    row = json.loads(out.read_text())
+    assert (row["completion"], row["num_forward_passes"]) == (texts[0], int(rollout.num_forward_passes[0]))
+
+
+def test_every_setting_of_a_generation_is_an_option():
+    fields = set(configuration._OWN_DEFAULTS) | configuration._SHARED_FIELDS
+    # Settings of what comes out, and tokens that are the model's.
+    others = {"num_return_sequences", "return_dict_in_generate", "transformers_version", "output_entropies"}
+    others |= {"pad_token_id", "bos_token_id", "eos_token_id"}
+    assert set(SETTINGS) == fields - others
 
 
 def test_a_rule_is_imported_from_the_current_folder(tmp_path, monkeypatch, capsys):

@@ -143,6 +143,10 @@ def test_generation_settings_name_a_policy_by_its_folder(tokenizer, tmp_path):
     other = small_policy(seed=9)
     other.save_pretrained(tmp_path / "policy")
     assert torch.equal(model.unmasking_policy(name).head.weight, other.head.weight)
+    # What draws positions at random gives another row every time, by its name too.
+    out = model.generate(**inputs, unmasking=name, num_return_sequences=2, max_new_tokens=10, seed=5)
+    again = model.generate(**inputs, unmasking=other, num_return_sequences=2, max_new_tokens=10, seed=5)
+    assert out.size(0) == 6 and torch.equal(out, again)
     # It is no part of the model.
     assert not any("polic" in key for key in model.state_dict())
     with pytest.raises(ValueError, match="no-such-policy' is no unmasking policy that can be loaded"):

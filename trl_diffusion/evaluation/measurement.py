@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..generation import DiffusionGenerationConfig
 from ..generation.checks import check_settings
-from ..generation.unmasking import RULES
 from ..models import diffusion_model
 from .completion import Completions, complete, encode_prompts
 
@@ -130,7 +129,7 @@ def measure(
         ValueError: as [`check_measurable`], or `score` returns something other than a number in [0, 1] per prompt.
     """
     check_measurable(model, tokenizer, prompts, [generation_config], seeds)
-    stochastic = depends_on_seed(generation_config)
+    stochastic = generation_config.is_stochastic
     config = copy.copy(generation_config)
     scores, passes, lengths, seconds = [], [], [], 0.0
     for seed in seeds if stochastic else [0]:
@@ -148,12 +147,6 @@ def measure(
         seconds=seconds,
         seeds=tuple(map(int, seeds)) if stochastic else (),
     )
-
-
-def depends_on_seed(config: DiffusionGenerationConfig) -> bool:
-    """Whether two runs with different seeds can differ. A learned policy draws the positions, so that the path of one
-    counts."""
-    return config.is_stochastic or (isinstance(config.unmasking, str) and config.unmasking not in RULES)
 
 
 def check_measurable(

@@ -360,7 +360,8 @@ class DiffusionGenerationConfig(GenerationConfig):
     def is_stochastic(self) -> bool:
         """Whether two rows of the same prompt can differ."""
         rule = self.unmasking
-        chooses_at_random = rule in ("random", "origin") if isinstance(rule, str) else True
+        # A name that is no rule's is a policy's, which draws the positions.
+        chooses_at_random = rule not in RULES or rule in ("random", "origin") if isinstance(rule, str) else True
         return bool(self.temperature > 0 or self.alg_temp or chooses_at_random)
 
 

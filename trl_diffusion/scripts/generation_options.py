@@ -56,13 +56,15 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "unmasking": (
         _rule,
         "RULE",
-        f"Which positions a step commits: {', '.join(RULES)}, or the dotted path of a function "
-        "(package.module.function, also of a module in the current folder).",
+        f"Which positions a step commits: {', '.join(RULES)}, the folder or Hub id of a learned policy, or the "
+        "dotted path of a function (package.module.function, also of a module in the current folder).",
     ),
     "threshold": (float, "X", "Of unmasking=threshold: confidence from which a position is committed."),
     "factor": (float, "X", "Of unmasking=factor."),
     "entropy_bound": (float, "NATS", "Of unmasking=entropy_bounded."),
     "alg_temp": (float, "X", "Temperature of the choice of positions; 0: the best ones."),
+    "policy_temperature": (float, "X", "Of a learned policy: divides its logits; none: as it was trained."),
+    "policy_beta": (float, "X", "Of a learned policy: multiplies its probabilities; more than 1 is faster."),
     "step_schedule": (str, "NAME", f"How tokens are shared out over the steps: {', '.join(STEP_SCHEDULES)}."),
     "cache": (str, "NAME", f"Keys and values that steps reuse: {', '.join(CACHES)}."),
     "cache_refresh_interval": (int, "N", "Steps after which cache=prefix or dual computes everything anew."),

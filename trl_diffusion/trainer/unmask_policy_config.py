@@ -67,7 +67,7 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
             Keyword arguments of `from_pretrained` for a `dllm` that is given by name (`dtype`, `device_map`,
             `attn_implementation`, …).
         dllm_learning_rate (`float`, *optional*):
-            Joint training: each rollout updates the policy, and then the diffusion language model, by TraceRL's
+            Joint training: with each update of the policy the diffusion language model gets one too, by TraceRL's
             objective on the same trajectories, at this learning rate. Needs a `temperature` above 0. `None`: it is
             frozen.
 

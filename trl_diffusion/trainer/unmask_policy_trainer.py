@@ -56,7 +56,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
             Settings.
         dllm ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or `str`):
             The diffusion language model, or where to load it from. It may be quantized, and lie on several devices.
-            It is not wrapped: each process has its own copy, without gradients or optimizer.
+            While it is frozen it is not wrapped, and has no gradients or optimizer.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             For a `dllm` that is given by name.
 
