@@ -21,7 +21,7 @@ from ..generation.unmasking import RULES
 from ..models import DiffusionModelMixin
 from ..tasks.fingerprint import digest
 from .generation_options import add_arguments as add_generation_arguments
-from .generation_options import given_settings, load_model, with_settings
+from .generation_options import given_settings, load_model, parse_setting, with_settings
 
 
 DESCRIPTION = "Measure the accuracy of a diffusion language model on a task, and the forward passes that it takes."
@@ -213,7 +213,8 @@ def rule_points(rule: str, steps: Sequence[int]) -> list[DecodingPoint]:
 
 def policy_points(path: str, settings: dict[str, Any]) -> list[DecodingPoint]:
     """The curve of a learned policy: the more β multiplies its probabilities, the more positions it commits."""
-    return [DecodingPoint(path, {"unmasking": path, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
+    rule = parse_setting("unmasking", path)
+    return [DecodingPoint(path, {"unmasking": rule, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
 
 
 def print_rows(rows: Sequence[FrontierRow], title: str, with_curves: bool):

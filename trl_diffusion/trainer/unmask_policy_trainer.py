@@ -325,9 +325,8 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
 
     @contextmanager
     def _without_tokens(self):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(self._policy.config, name, None)
-        vars(self._policy.config).pop("use_cache", None)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
+            vars(self._policy.config).pop(name, None)
         tokenizer, self.processing_class = self.processing_class, None
         try:
             yield
