@@ -33,8 +33,8 @@ from unmask_policy_cells import (
 
 ROOT = Path(__file__).parents[1]
 ALPHAS = (10.0, 3.0, 1.0, 0.3)
-FORMS_ALPHAS = (1.0, 0.3)
-EXPERT_ALPHAS = (10.0, 3.0)
+FORMS_ALPHAS = (1.0,)
+EXPERT_ALPHAS = (3.0,)
 PARTS = ("heuristics", "policies", "forms", "expert", "joint", "transfer")
 
 

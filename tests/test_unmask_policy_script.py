@@ -5,6 +5,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_settings_that_contradict_each_other_are_refused_before_training(tmp_pat
     arguments = UnmaskPolicyScriptArguments(policy=str(tmp_path / "policy"), entropy=True)
     with pytest.raises(ValueError, match="entropy: the policy .* is what it is"):
         unmask_policy.run_unmask_policy(arguments, args, model)
+    with pytest.raises(ValueError, match="use_peft=True is not supported by this script"):
+        unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(), args, replace(model, use_peft=True))
     with pytest.raises(ValueError, match="num_eval=0 must lie between"):
         unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(num_eval=0), args, model)
     with pytest.raises(ValueError, match="model_name_or_path is not set"):

@@ -175,6 +175,50 @@ def test_joint_training_moves_both_and_saves_both(tokenizer, tmp_path, adapter):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_the_best_model_comes_back_with_the_best_policy(tokenizer, tmp_path, monkeypatch):
+    model = random_model("llada", tokenizer)
+    rewards, saved = iter([0.9, 0.2]), {}
+    trainer = policy_trainer(
+        model, tokenizer, tmp_path, max_steps=2, temperature=0.9, dllm_learning_rate=0.01, eval_strategy="steps",
+        eval_steps=1, save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    evaluation_loop, save = type(trainer).evaluation_loop, trainer._save_checkpoint
+
+    def with_reward(*args, **kwargs):
+        output = evaluation_loop(trainer, *args, **kwargs)
+        trainer._metrics["eval"]["reward"] = [next(rewards)]
+        return output
+
+    def keep(*args):
+        save(*args)
+        saved[trainer.state.global_step] = weights(model)
+
+    monkeypatch.setattr(trainer, "evaluation_loop", with_reward)
+    monkeypatch.setattr(trainer, "_save_checkpoint", keep)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert equal(saved[1], model) and not equal(saved[2], model)
+
+
+def test_what_joint_training_cannot_do_is_refused(tokenizer, tmp_path):
+    settings = {
+        "temperature": 0.9,
+        "dllm_learning_rate": 0.01,
+        "max_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    policy_trainer(random_model("llada", tokenizer), tokenizer, tmp_path, **settings).train()
+    alone = policy_trainer(random_model("llada", tokenizer), tokenizer, tmp_path, temperature=0.9, max_steps=2)
+    with pytest.raises(ValueError, match="checkpoint-1' is of joint training, with a model of its own in 'dllm'"):
+        alone.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="would train weights in torch.bfloat16"):
+        policy_trainer(random_model("llada", tokenizer).bfloat16(), tokenizer, tmp_path, **settings)
+    named = get_peft_model(random_model("llada", tokenizer), LoraConfig(target_modules="all-linear"), "mine")
+    with pytest.raises(ValueError, match="dllm has adapters named mine"):
+        policy_trainer(named, tokenizer, tmp_path, **settings)
+
+
 def test_joint_training_is_that_of_tracerl(tokenizer, tmp_path):
     """The model's gradient is the one that TraceRL's trainer computes on the same rollouts."""
     model = random_model("llada", tokenizer)
