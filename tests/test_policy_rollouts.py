@@ -324,6 +324,7 @@ def test_what_is_left_out_of_the_loss_has_no_advantage_and_is_not_looked_at(toke
     inputs = generated_batch(trainer)
     kept = [row for row in range(8) if row not in out]
     assert not inputs["advantages"][out].any() and inputs["advantages"][kept].all()
+    assert not inputs["completion_mask"][out].any()  # which joint training of the model goes by
     looked, log_probs = [], trainer._log_probs
     monkeypatch.setattr(trainer, "_log_probs", lambda *args: looked.append(args[2][:, 0]) or log_probs(*args))
     trainer._compute_loss(trainer.model, inputs)

@@ -315,7 +315,7 @@ def test_a_quantized_model_is_an_environment_too(tokenizer, tmp_path):
         ({"reward_weights": [1.0, -0.5]}, r"reward_weights=\[1.0, -0.5\] with reward_form='multiplicative'"),
         ({"truncated_reward": -1.0}, "truncated_reward=-1.0 with reward_form='multiplicative'"),
         ({"block_length": 1}, "block_length=1 leave one step"),
-        ({"block_length": 32, "num_denoising_steps": 15}, "num_denoising_steps=15 and block_length=32 leave one step"),
+        ({"block_length": 32, "num_denoising_steps": 16}, "num_denoising_steps=16 and block_length=32 leave one step"),
         ({"num_denoising_steps": 1}, "num_denoising_steps=1 and block_length=None leave one step"),
         ({"top_k": 5}, "top_k=5 and top_p=1.0 have no effect with temperature=0"),
         ({"top_p": 0.9}, "top_p=0.9 have no effect with temperature=0"),
@@ -333,6 +333,13 @@ def test_a_quantized_model_is_an_environment_too(tokenizer, tmp_path):
 def test_bad_settings_are_refused(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         UnmaskPolicyConfig(str(tmp_path), use_cpu=True, **fields)
+
+
+def test_two_steps_for_each_block_are_enough(tmp_path):
+    args = UnmaskPolicyConfig(
+        str(tmp_path), use_cpu=True, max_completion_length=256, block_length=32, num_denoising_steps=16
+    )
+    assert args.num_denoising_steps == 16
 
 
 def test_bad_arguments_are_refused(tokenizer, tmp_path):
