@@ -11,6 +11,8 @@ DEMO ?= tracerl
 DEMO_ARGS ?=
 DEMO_THREADS ?= 2
 PYTEST_ARGS ?=
+# Test files that run side by side; each computes with one thread.
+PYTEST_WORKERS ?= 2
 
 BIN := .venv/bin
 # Renewed when a dependency changes, so that a second call installs nothing.
@@ -30,7 +32,7 @@ demo: $(INSTALLED)
 
 # The wheel test is one of tests/.
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -285,7 +285,7 @@ def test_a_quantized_model_is_an_environment_too(tokenizer, tmp_path):
         ({"policy_beta": 2.0}, "policy_beta=2.0 is not supported"),
         ({"beta": 0.1}, "beta=0.1 is not supported"),
         ({"loss_type": "dapo"}, "loss_type='dapo' is not supported"),
-        ({"alpha": -1.0}, "alpha=-1.0 must not be negative"),
+        ({"alpha": -1.0}, "alpha=-1.0 must be a number that is not negative"),
         ({"reward_form": "none"}, "reward_form='none' must be one of multiplicative, additive"),
         ({"policy_temperature": 0.0}, "policy_temperature=0.0 must be positive"),
         ({"expert_threshold": 0.5}, "expert_threshold=0.5 has no effect without expert_steering=True"),

@@ -218,7 +218,7 @@ class Block:
     def _policy_features(self, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """(R, m, F), from logits (R, m, V) and hidden states (R, m, H)."""
         features = confidence_features(logits.flatten(0, 1), self.policy.inputs).view(*logits.shape[:2], -1)
-        return features if hidden is None else torch.cat([features, hidden.float()], dim=2)
+        return features if hidden is None else torch.cat([features, hidden.to(features)], dim=2)
 
     def _canvas_state(self, step: int, features: torch.Tensor, seen: torch.Tensor, width: int) -> CanvasState:
         """From the features at columns `seen`, (R, m + m'), of which the first m are the block's."""

@@ -201,6 +201,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         """The fields as plain values, for [`from_dict`]; a live unmasking rule as its path."""
         plain, rule = copy.copy(self), self.unmasking
         plain.unmasking = rule if isinstance(rule, str) else rule_path(rule) or f"<unsaved {type(rule).__name__}>"
+        if os.path.isdir(plain.unmasking):
+            plain.unmasking = os.path.abspath(plain.unmasking)  # the file may be read from another folder
         output = super(DiffusionGenerationConfig, plain).to_dict()
         output = {name: value.item() if isinstance(value, np.generic) else value for name, value in output.items()}
         # transformers refuses to write a temperature without it, and reads the file as its own class at times.
@@ -303,13 +305,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         else:
             good = callable(rule) or isinstance(rule, UnmaskingPolicy)
             _require(good, "unmasking", rule, f"be one of {', '.join(RULES)}, a policy, or a callable")
-        for name, least in (("policy_temperature", 0.0), ("policy_beta", 1e-6)):
-            value = getattr(self, name)
-            if value is not None:
-                takes = names_policy(rule) if isinstance(rule, str) else isinstance(rule, UnmaskingPolicy)
-                _require(takes, name, value, "be None unless unmasking is a learned policy")
-                _require_moderate(name, value)
-                _require(value >= least, name, value, "be positive")
+        self._validate_policy(names_policy(rule) if isinstance(rule, str) else isinstance(rule, UnmaskingPolicy))
         for name, (field, in_range, wanted) in _RULE_FIELDS.items():
             value = getattr(self, field)
             if rule == name:
@@ -323,6 +319,19 @@ class DiffusionGenerationConfig(GenerationConfig):
             _require(
                 ranks, "alg_temp", self.alg_temp, f"be None unless unmasking is one of {', '.join(_RANKING_RULES)}"
             )
+
+    def _validate_policy(self, decides: bool):
+        """The fields of a learned policy; `decides`: whether there is one."""
+        temperature, beta = self.policy_temperature, self.policy_beta
+        for name, value in (("policy_temperature", temperature), ("policy_beta", beta)):
+            if value is not None:
+                _require(decides, name, value, "be None unless unmasking is a learned policy")
+                _require_moderate(name, value)
+        _require(beta != 0, "policy_beta", beta, "be positive")
+        drawn = beta is None or temperature != 0
+        _require(drawn, "policy_beta", beta, "be None with policy_temperature=0, where nothing is drawn")
+        even = not decides or self.step_schedule == "even"
+        _require(even, "step_schedule", self.step_schedule, "be 'even' with a learned policy, which has no schedule")
 
     @property
     def eos_token_ids(self) -> list[int]:

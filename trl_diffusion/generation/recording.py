@@ -23,8 +23,8 @@ class PolicyRecord:
             Which pick of its step each place was, 1-based; 1 where a step has no order; 0 for places that the policy
             did not pick.
         decided (`torch.BoolTensor` of shape (B, T)):
-            Steps that were the policy's to decide: not those behind the row's last, nor the last of a block's steps,
-            with which everything left is committed.
+            Steps that were the policy's, or the expert's, to decide: not those behind the row's last, nor the last of
+            the steps that a policy has for a block, with which everything left is committed.
     """
 
     features: torch.Tensor
@@ -64,7 +64,9 @@ class RecordingPolicy(UnmaskingPolicy):
             rank, _ = self.source.draw(state, **self.settings)
         canvas = state.canvas
         active = state.candidates.any(dim=1)
-        self._steps.append((canvas.rows, state.step - 1, active, active & ~canvas.last, canvas.features))
+        # An expert's steps are its own, whatever its blocks allow it.
+        decided = active if isinstance(self.source, str) else active & ~canvas.last
+        self._steps.append((canvas.rows, state.step - 1, active, decided, canvas.features))
         self._picks.append((canvas.rows, canvas.places, torch.where(state.candidates, rank, 0)))
         return rank > 0, torch.zeros_like(state.candidates)
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from safetensors import SafetensorError
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Split
@@ -288,11 +289,12 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
         loaded = self.__dict__.setdefault("_unmasking_policies", {})
         changed = None
         if os.path.isdir(name_or_path):
-            changed = max((os.stat(entry).st_mtime_ns for entry in os.scandir(name_or_path)), default=None)
+            files = [(entry.name, entry.stat()) for entry in os.scandir(name_or_path) if entry.is_file()]
+            changed = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
         if name_or_path not in loaded or loaded[name_or_path][0] != changed:
             try:
                 policy = UnmaskPolicyModel.from_pretrained(name_or_path)
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 raise ValueError(
                     f"unmasking={name_or_path!r} is no unmasking policy that can be loaded: "
                     f"{str(error).splitlines()[0]}"

@@ -63,9 +63,9 @@ class UnmaskPolicyModelConfig(PreTrainedConfig):
     entropy: bool = False
     dllm_hidden_size: int = 0
     action: str = "bernoulli"
-    policy_temperature: float = 1.0
-    initial_bias: float = -2.0
-    rope_theta: float = 10000.0
+    policy_temperature: float | int = 1.0
+    initial_bias: float | int = -2.0
+    rope_theta: float | int = 10000.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -81,8 +81,8 @@ class UnmaskPolicyModelConfig(PreTrainedConfig):
             )
         if self.action not in ACTIONS:
             raise ValueError(f"action={self.action!r} must be one of {', '.join(ACTIONS)}.")
-        if self.policy_temperature < 0:
-            raise ValueError(f"policy_temperature={self.policy_temperature} must not be negative.")
+        if not 0 <= self.policy_temperature < math.inf:
+            raise ValueError(f"policy_temperature={self.policy_temperature} must be a number that is not negative.")
 
 
 class TimeEmbedding(nn.Module):

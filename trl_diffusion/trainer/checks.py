@@ -23,6 +23,10 @@ from ..models import (
 logger = logging.get_logger(__name__)
 
 
+# Keyword arguments of `from_pretrained` that say where files are found.
+HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+
+
 def reject(args: Any, reasons: dict[str, tuple[Any, str]]):
     """Raise for the first field of a config that has no effect, or a wrong one, in this trainer.
 
@@ -41,7 +45,9 @@ def reject(args: Any, reasons: dict[str, tuple[Any, str]]):
             raise ValueError(f"{field}={value!r} is not supported by {type(args).__name__}: {remedy}")
 
 
-def check_model_source(model: "str | nn.Module", args: Any):
+def check_model_source(
+    model: "str | nn.Module", args: Any, init_kwargs: dict[str, Any] | None = None, argument: str = "model"
+):
     """Refuse anything but a masked diffusion language model, before its weights are read.
 
     Args:
@@ -50,6 +56,10 @@ def check_model_source(model: "str | nn.Module", args: Any):
         args:
             Its config. `trust_remote_code` is switched off: the families are native, and TRL would run the code of
             their tokenizers.
+        init_kwargs (`dict`, *optional*):
+            Keyword arguments that the model is loaded with; those of the config by default.
+        argument (`str`, *optional*, defaults to `"model"`):
+            What the trainer calls it.
 
     Raises:
         ValueError: a checkpoint of a family that is not supported.
@@ -61,22 +71,22 @@ def check_model_source(model: "str | nn.Module", args: Any):
     if isinstance(model, str):
         hub_kwargs = {
             name: value
-            for name, value in (args.model_init_kwargs or {}).items()
-            if name in ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+            for name, value in ((args.model_init_kwargs if init_kwargs is None else init_kwargs) or {}).items()
+            if name in HUB_KWARGS
         }
         model_type = check_model_type(model, **hub_kwargs)
     else:
         model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type == UNIFORM_MODEL_TYPE:
         raise ValueError(
-            f"model is of model_type={model_type!r}, which corrupts tokens uniformly and has no mask token. "
+            f"{argument} is of model_type={model_type!r}, which corrupts tokens uniformly and has no mask token. "
             f"{type(args).__name__.removesuffix('Config')}Trainer trains masked diffusion models; uniform corruption "
             "is not supported yet."
         )
     if isinstance(model, str):
         if find_adapter_config_file(model, **hub_kwargs) is not None:
             raise ValueError(
-                f"model={model!r} is an adapter. Load it onto its base model, "
+                f"{argument}={model!r} is an adapter. Load it onto its base model, "
                 "`peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)`, and pass the result."
             )
     else:

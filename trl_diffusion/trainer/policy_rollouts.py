@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.utils import get_config_model_id
 
 from ..generation import Rollout
 from ..generation.recording import PolicyRecord, RecordingPolicy
 from ..models import AutoModelForDiffusionLM, DiffusionModelMixin, UnmaskPolicyModel, UnmaskPolicyModelConfig
-from .checks import check_model_source
+from .checks import HUB_KWARGS, check_model_source
 from .unmask_policy_config import UnmaskPolicyConfig
 
 
@@ -21,9 +23,6 @@ class PolicyRolloutMixin:
     the last one waits in `_record`."""
 
     _record: PolicyRecord | None = None
-
-    def _expert_block(self) -> int:
-        return min(self.args.expert_block_length, self.max_completion_length)
 
     def _expert_rows(self, num_rows: int) -> torch.Tensor:
         """Which rows of this process are the expert's, (B,): the last of each group, in training."""
@@ -50,8 +49,8 @@ class PolicyRolloutMixin:
                 continue
             changes: dict[str, Any] = {}
             if is_expert:
-                changes["block_length"] = self._expert_block()
-                changes["num_denoising_steps"] = None
+                if self._dllm.attention == "full":
+                    changes["block_length"] = min(args.expert_block_length, self.max_completion_length)
                 watched = RecordingPolicy("threshold", policy.inputs, threshold=args.expert_threshold)
             else:
                 watched = RecordingPolicy(policy, policy.inputs, temperature=args.policy_temperature, beta=1.0)
@@ -77,6 +76,8 @@ class PolicyRolloutMixin:
 
 
 def load_policy(model: UnmaskPolicyModel | str | None, args: UnmaskPolicyConfig) -> UnmaskPolicyModel:
+    if not isinstance(model, str) and args.model_init_kwargs is not None:
+        raise ValueError("model_init_kwargs has no effect: the policy is not loaded by name. Leave it out.")
     if model is None:
         return UnmaskPolicyModel(UnmaskPolicyModelConfig())
     if isinstance(model, str):
@@ -90,7 +91,7 @@ def load_policy(model: UnmaskPolicyModel | str | None, args: UnmaskPolicyConfig)
 
 
 def load_dllm(dllm, args: UnmaskPolicyConfig, quantization_config) -> DiffusionModelMixin | PeftModel:
-    check_model_source(dllm, args)
+    check_model_source(dllm, args, args.dllm_init_kwargs or {}, "dllm")
     if not isinstance(dllm, str):
         for name, value in (("quantization_config", quantization_config), ("dllm_init_kwargs", args.dllm_init_kwargs)):
             if value is not None:
@@ -101,6 +102,21 @@ def load_dllm(dllm, args: UnmaskPolicyConfig, quantization_config) -> DiffusionM
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     return AutoModelForDiffusionLM.from_pretrained(dllm, **kwargs)
+
+
+def load_tokenizer(family: DiffusionModelMixin, args: UnmaskPolicyConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a diffusion language model, from where that came from."""
+    source = get_config_model_id(family.config)
+    hub_kwargs = {name: value for name, value in (args.dllm_init_kwargs or {}).items() if name in HUB_KWARGS}
+    try:
+        if not source:
+            raise ValueError("it was built in memory")
+        return AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=False, **hub_kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"processing_class is None, and dllm has no tokenizer that can be loaded ({str(error).splitlines()[0]}). "
+            "Pass its tokenizer."
+        ) from error
 
 
 @contextmanager

@@ -142,12 +142,17 @@ class RolloutMixin:
             )
         return output.rollout
 
+    def _logged_rows(self, num_rows: int) -> torch.Tensor:
+        """Rows of this process' last rollout that metrics are of, (B,)."""
+        return torch.ones(num_rows, dtype=torch.bool, device=self.accelerator.device)
+
     def _log_trajectories(self, mode: str, rollout: Rollout):
         """Means over the completions of all processes."""
         block_causal = self._dllm.attention == "block_causal"
         statistics = trajectory_statistics(rollout, block_causal=block_causal)
         named = {"generation/forward_passes": rollout.num_forward_passes.float()}
         named |= {f"trajectory/{name}": values for name, values in statistics.items()}
-        gathered = self.accelerator.gather(torch.stack([values.float() for values in named.values()], dim=1))  # (B, n)
+        own = torch.stack([values.float() for values in named.values()], dim=1)  # (B, n)
+        gathered = self.accelerator.gather(own.masked_fill(~self._logged_rows(len(own))[:, None], torch.nan))
         for name, values in zip(named, gathered.unbind(dim=1), strict=True):
             self._metrics[mode][name].append(torch.nanmean(values).item())

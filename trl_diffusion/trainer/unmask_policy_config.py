@@ -3,6 +3,7 @@
 
 """Config of [`UnmaskPolicyTrainer`]."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ _UNSUPPORTED = {
     "beta": (0.0, "there is no KL to a reference policy. Leave it at 0."),
     "sync_ref_model": (False, "there is no reference policy. Leave it at False."),
     "loss_type": ("grpo", "the loss is the mean over a trajectory's steps, and over trajectories. Leave it out."),
+    "multi_objective_aggregation": ("sum_then_normalize", "rewards are summed before steps are taken off. Leave it."),
+    "cast_lm_head_to_fp32": (False, "a policy has no vocabulary, and computes in fp32. Leave it at False."),
     "importance_sampling_level": ("token", "the ratio is that of a step. Leave it out."),
     "use_bias_correction_kl": (False, "there is no KL. Leave it at False."),
 }
@@ -50,8 +53,9 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
 
         > Parameters that control the policy and its environment
 
-        policy_temperature (`float`, *optional*, defaults to `1.0`):
-            τ_π > 0 that actions are drawn and scored with; the trained policy's own from then on.
+        policy_temperature (`float`, *optional*):
+            τ_π > 0 that actions are drawn and scored with; the trained policy's own from then on. Defaults to the
+            policy's own.
         expert_steering (`bool`, *optional*, defaults to `False`):
             The last of the `num_generations` of a group is made by a heuristic, confidence threshold, instead of the
             policy, and scored under the mixture ((G − 1) π + 1) / G; helps where blocks are long.
@@ -80,8 +84,9 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
     reward_form: str = field(
         default="multiplicative", metadata={"help": "'multiplicative', or 'additive': r − alpha · steps/C."}
     )
-    policy_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature that the policy's actions are drawn and scored with."}
+    policy_temperature: float | None = field(
+        default=None,
+        metadata={"help": "Temperature that the policy's actions are drawn and scored with; None: its own."},
     )
     expert_steering: bool = field(
         default=False, metadata={"help": "The last rollout of each group is that of a confidence threshold."}
@@ -126,24 +131,39 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
     def __post_init__(self):
         reject(self, _UNSUPPORTED)
         if self.gradient_checkpointing or self.activation_checkpointing:
+            name = "gradient_checkpointing" if self.gradient_checkpointing else "activation_checkpointing"
             raise ValueError(
-                "activation_checkpointing=True is not supported by UnmaskPolicyConfig: the policy is small, and its "
+                f"{name}=True is not supported by UnmaskPolicyConfig: the policy is small, and its "
                 "passes are cut into pieces. Leave it out."
             )
         if self.load_best_model_at_end is None:
             names = [getattr(strategy, "value", strategy) for strategy in (self.eval_strategy, self.save_strategy)]
             self.load_best_model_at_end = names[0] == names[1] != "no"
         super().__post_init__()
-        if self.alpha < 0:
-            raise ValueError(f"alpha={self.alpha} must not be negative: it is what steps cost.")
+        if self.alpha is None or not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha} must be a number that is not negative: it is what steps cost.")
         if self.reward_form not in REWARD_FORMS:
             raise ValueError(f"reward_form={self.reward_form!r} must be one of {', '.join(REWARD_FORMS)}.")
-        if self.policy_temperature is None or self.policy_temperature <= 0:
+        self._check_rewards()
+        if self.temperature == 0 and (self.top_k or (self.top_p is not None and self.top_p < 1)):
+            raise ValueError(
+                f"top_k={self.top_k} and top_p={self.top_p} have no effect with temperature=0, which takes the most "
+                "probable tokens. Leave them out."
+            )
+        if self.policy_temperature is not None and not 0 < self.policy_temperature < math.inf:
             raise ValueError(
                 f"policy_temperature={self.policy_temperature} must be positive: at 0 nothing is drawn, and there is "
                 "nothing to learn from."
             )
         self._check_expert()
+        canvas = self.max_completion_length
+        block = min(self.block_length or canvas, canvas)
+        steps = block if self.num_denoising_steps is None else self.num_denoising_steps * block // canvas
+        if min(steps, block) < 2 <= canvas:
+            raise ValueError(
+                f"num_denoising_steps={self.num_denoising_steps} and block_length={self.block_length} leave one step "
+                "for each block, with which everything in it is revealed: there is nothing to decide. Raise them."
+            )
         if self.dllm_learning_rate is not None:
             if self.dllm_learning_rate <= 0:
                 raise ValueError(f"dllm_learning_rate={self.dllm_learning_rate} must be positive, or None.")
@@ -153,6 +173,22 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
                     "are not drawn at random say nothing about better ones. Set a temperature, e.g. 1.0."
                 )
 
+    def _check_rewards(self):
+        """Rewards that slowness would make better."""
+        if self.reward_form != "multiplicative":
+            return
+        negative = [weight for weight in self.reward_weights or [] if weight < 0]
+        if negative:
+            raise ValueError(
+                f"reward_weights={self.reward_weights} with reward_form='multiplicative': steps would make the "
+                "negative part better. Set reward_form='additive', or weights that are not negative."
+            )
+        if self.truncated_reward is not None and self.truncated_reward < 0:
+            raise ValueError(
+                f"truncated_reward={self.truncated_reward} with reward_form='multiplicative': steps would make it "
+                "better. Set 0, or reward_form='additive'."
+            )
+
     def _check_expert(self):
         fields = type(self).__dataclass_fields__
         if not self.expert_steering:
@@ -160,7 +196,7 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name}={getattr(self, name)} has no effect without expert_steering=True.")
             return
-        if not 0 < self.expert_threshold <= 1:
+        if self.expert_threshold is None or not 0 < self.expert_threshold <= 1:
             raise ValueError(f"expert_threshold={self.expert_threshold} must lie in (0, 1].")
         if self.expert_block_length < 1:
             raise ValueError(f"expert_block_length={self.expert_block_length} must be at least 1.")
@@ -168,6 +204,11 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
             raise ValueError(
                 f"num_generations={self.num_generations} with expert_steering=True: one of them is the expert's. Set "
                 "at least 2."
+            )
+        if self.num_denoising_steps is not None:
+            raise ValueError(
+                f"num_denoising_steps={self.num_denoising_steps} with expert_steering=True: the expert takes the "
+                "steps that it takes. Leave it out."
             )
         if self.cache == "dual":
             raise ValueError(

@@ -4,13 +4,14 @@
 """Learning which tokens to reveal."""
 
 import textwrap
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
-from trl.trainer.utils import get_config_model_id
 
 from ..generation import Rollout
 from ..generation.checks import check_settings
@@ -21,8 +22,8 @@ from .block_schedule import BlockLengths
 from .denoising_trainer import DenoisingGRPOTrainer, add_means
 from .joint import DLLMTraining
 from .objectives import clipped_token_loss
-from .policy_rollouts import PolicyRolloutMixin, as_language_model, load_dllm, load_policy
-from .step_rewards import mixture_log_prob, speed_rewards
+from .policy_rollouts import PolicyRolloutMixin, as_language_model, load_dllm, load_policy, load_tokenizer
+from .step_rewards import StepRewardsMixin, mixture_log_prob
 from .unmask_policy_config import UnmaskPolicyConfig
 
 
@@ -32,7 +33,7 @@ logger = logging.get_logger(__name__)
 _PLACES = 2**15
 
 
-class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
+class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTrainer):
     """
     Learns a policy that decides which masks a diffusion language model reveals at each step (arXiv 2512.09106), by
     GRPO over denoising steps. The model itself is the environment, and frozen:
@@ -82,7 +83,9 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
     }
     _config_class = UnmaskPolicyConfig
     # What is kept of a rollout depends on these.
-    _ROLLOUT_FIELDS = ("temperature", "policy_temperature", "alpha", "reward_form", "expert_steering")
+    _ROLLOUT_FIELDS = (
+        "temperature", "policy_temperature", "alpha", "reward_form", "expert_steering", "num_generations"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,10 +114,15 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         set_seed(args.seed)
         policy = load_policy(model, args)
         self.dllm = load_dllm(dllm, args, quantization_config)
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                get_config_model_id(self._dllm.config), padding_side="left", trust_remote_code=False
+        if args.policy_temperature is None:
+            args.policy_temperature = policy.config.policy_temperature
+        if args.policy_temperature <= 0:
+            raise ValueError(
+                f"policy_temperature={args.policy_temperature} of the policy draws nothing. Set one in the config."
             )
+        if policy.dtype not in (torch.float32, torch.float64):
+            policy.float()
+        processing_class = processing_class or load_tokenizer(self._dllm, args)
         if eval_dataset is None and args.eval_strategy != "no":
             logger.warning(
                 "eval_dataset is None: nothing is evaluated, and the last policy is kept, which may be a worse one "
@@ -124,7 +132,10 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         with as_language_model(policy, self._dllm):
             super().__init__(policy, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         # What the policy is trained at is what it is used at.
-        policy.config.policy_temperature = args.policy_temperature
+        policy.config.policy_temperature = float(args.policy_temperature)
+        kind = self.accelerator.distributed_type
+        if kind in ("FSDP", "MEGATRON_LM") or (kind == "DEEPSPEED" and is_deepspeed_zero3_enabled()):
+            raise ValueError(f"UnmaskPolicyTrainer is not supported under {kind}: the policy is small. Use DDP.")
         self._place_dllm()
         self.joint = None if args.dllm_learning_rate is None else DLLMTraining(self.dllm, self)
 
@@ -149,7 +160,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         check_settings(family, self.args.diffusion_generation_config(unmasking=self._policy))
         if not self.args.expert_steering:
             return
-        if family.attention == "block_causal" and self._expert_block() != self._block_lengths().rollout:
+        if family.attention == "block_causal" and self.args.expert_block_length != self._block_lengths().rollout:
             raise ValueError(
                 f"expert_block_length={self.args.expert_block_length} must be the model's block, "
                 f"{self._block_lengths().rollout}, which its attention goes by."
@@ -157,34 +168,6 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
 
     def _remember_block_lengths(self, lengths: BlockLengths):
         self._current_block_lengths = lengths  # the model is as it was
-
-    # Rewards
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # (N, F)
-        steps = self.accelerator.gather(self._rollout.num_forward_passes)  # (N,)
-        self._rewards_for_steps = speed_rewards(
-            rewards,
-            steps / self.max_completion_length,
-            self.args.alpha,
-            self.args.reward_form,
-            self.reward_weights.to(rewards.device),
-            self.reward_func_names,
-        )
-        return self._rewards_for_steps
-
-    def _restore_logged_rewards(self, mode: str):
-        """In the metrics the functions' own rewards, and as `reward` what the policy is trained on, both of the
-        policy's own completions."""
-        metrics, trained = self._metrics[mode], self._rewards_for_steps
-        expert = self._is_expert(torch.arange(len(trained), device=trained.device))  # (N,)
-        self._log_rewards_anew(mode, trained[~expert])
-        if expert.any():
-            weights = self.reward_weights.to(trained.device)
-            metrics["expert/reward"].append(torch.nanmean((trained[expert] * weights).nansum(dim=1)).item())
-        values = (metrics["reward"][-1], metrics["reward_std"][-1])
-        self._log_rewards_anew(mode, self._all_rewards[~expert])
-        metrics["reward"][-1], metrics["reward_std"][-1] = values
 
     def _complete_batch(self, output: dict[str, torch.Tensor], rollout: Rollout, mode: str):
         num_rows = len(rollout.canvas_ids)
@@ -204,6 +187,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
             if self._dllm.attention == "full":
                 offset = torch.zeros_like(offset)
             output["blocks"] = canvas_blocks(rollout.unmask_step.shape, block_length, offset, offset.device)
+            _check_rows(output, num_rows)
             if self.joint is not None:
                 self.joint.add_old_logprobs(output, rollout)
             if self._is_off_policy:
@@ -212,26 +196,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
             self._log_decisions(output)
         else:
             start = self.accelerator.process_index * num_rows
-            weights = self.reward_weights.to(self._rewards_for_steps.device)
-            total = (self._rewards_for_steps * weights).nansum(dim=1)
-            output["reward"] = total[start : start + num_rows]
-        # The buffer shuffles rows and hands them out in pieces: what has no row for each completion would not follow.
-        for name, value in output.items():
-            if isinstance(value, torch.Tensor) and value.ndim and len(value) != num_rows:
-                raise RuntimeError(
-                    f"{name} has {len(value)} rows in a batch of {num_rows}: they could not be buffered."
-                )
-
-    def _differs(self) -> torch.Tensor:
-        """Rows of this process whose group has rewards that differ, (B,)."""
-        weights = self.reward_weights.to(self._rewards_for_steps.device)
-        groups = (self._rewards_for_steps * weights).nansum(dim=1).view(-1, self.num_generations)
-        differ = groups.amax(dim=1) > groups.amin(dim=1)
-        self._metrics["train"]["skipped_groups"].append(1 - differ.float().mean().item())
-        rows = differ.repeat_interleave(self.num_generations)
-        local = len(rows) // self.accelerator.num_processes
-        start = self.accelerator.process_index * local
-        return rows[start : start + local]
+            output["reward"] = self._totals()[start : start + num_rows]
 
     def _log_decisions(self, output: dict[str, torch.Tensor]):
         """How often the policy waited, and how often a block's last step decided for it."""
@@ -286,7 +251,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
     def _compute_loss(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if "reward" in inputs:
             # Of an evaluation: the objective itself.
-            return -inputs["reward"].mean()
+            return -inputs["reward"].nanmean()
         if self.joint is not None:
             self.joint.update_on(inputs)
         advantages = inputs["advantages"]
@@ -341,13 +306,8 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         # A policy knows no token: its folder holds no tokenizer, its config none of the ids that the Trainer puts in.
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(self._policy.config, name, None)
-        tokenizer, self.processing_class = self.processing_class, None
-        try:
+        with self._without_tokens():
             super()._save(output_dir, state_dict)
-        finally:
-            self.processing_class = tokenizer
         if self.joint is not None and self.args.should_save:
             self.joint.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
 
@@ -360,7 +320,19 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         # The Trainer pushes the output folder, into which it copies the files that it knows.
         if self.joint is not None and self.is_world_process_zero():
             self.joint.save_pretrained(self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
+        with self._without_tokens():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _without_tokens(self):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(self._policy.config, name, None)
+        vars(self._policy.config).pop("use_cache", None)
+        tokenizer, self.processing_class = self.processing_class, None
+        try:
+            yield
+        finally:
+            self.processing_class = tokenizer
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -378,3 +350,10 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, DenoisingGRPOTrainer):
         if self.joint is not None:
             self.joint.prepare(num_training_steps)
         return scheduler
+
+
+def _check_rows(output: dict[str, Any], num_rows: int):
+    """The buffer shuffles rows and hands them out in pieces: what has no row for each completion would not follow."""
+    for name, value in output.items():
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) != num_rows:
+            raise RuntimeError(f"{name} has {len(value)} rows in a batch of {num_rows}: it cannot be buffered.")
