@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 ALPHAS = (10.0, 3.0, 1.0, 0.3)
 FORMS_ALPHAS = (1.0,)
 EXPERT_ALPHAS = (3.0,)
+TRANSFER_ALPHAS = (1.0, 0.3)
 PARTS = ("heuristics", "policies", "forms", "expert", "joint", "transfer")
 
 
@@ -64,7 +65,7 @@ def wanted(parts: list[str], tasks: list[str], seeds: list[int], num_test: int, 
         found += [
             TransferCell(task, alpha, environment, num_test)
             for task in tasks
-            for alpha in ALPHAS
+            for alpha in TRANSFER_ALPHAS
             for environment in TRANSFER[task]
         ]
     return found

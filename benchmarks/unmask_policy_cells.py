@@ -158,27 +158,31 @@ def as_json(rows: list[FrontierRow]) -> list[dict[str, Any]]:
 
 
 def heuristics(canvas: int, block_length: int | None, random: bool = True) -> list[DecodingPoint]:
-    """The rules over their settings; on long canvases fewer numbers of steps, and none of them at random."""
+    """The rules over their settings; on canvases longer than those of training, where the models solve next to
+    nothing, a few of them."""
     fewest = -(-canvas // block_length) if block_length else 1
-    steps = [*range(fewest, canvas, 1 if canvas <= 30 else canvas // 8), canvas]
-    random = random and canvas <= 30
-    points = [DecodingPoint("threshold", {"unmasking": "threshold", "threshold": value}) for value in _THRESHOLDS]
-    points += [DecodingPoint("factor", {"unmasking": "factor", "factor": value}) for value in _FACTORS]
-    points += [
-        DecodingPoint("entropy_bounded", {"unmasking": "entropy_bounded", "entropy_bound": value})
-        for value in _ENTROPY_BOUNDS
-    ]
+    long = canvas > 30
+    steps = [*range(fewest, canvas, canvas // 4 if long else 1), canvas]
+    random = random and not long
+    points = []
+    for rule, field, values in (
+        ("threshold", "threshold", _THRESHOLDS),
+        ("factor", "factor", _FACTORS),
+        ("entropy_bounded", "entropy_bound", _ENTROPY_BOUNDS),
+    ):
+        chosen = values[4::5] if long else values
+        points += [DecodingPoint(rule, {"unmasking": rule, field: value}) for value in chosen]
     for rule in ("low_confidence", *(["random"] if random else [])):
         points += [DecodingPoint(rule, {"unmasking": rule, "num_denoising_steps": number}) for number in steps]
     return points
 
 
 def measure_policy(
-    environment: Environment, policy: UnmaskPolicyModel, num_test: int, model=None
+    environment: Environment, policy: UnmaskPolicyModel, num_test: int, model=None, betas: Sequence[float] = BETAS
 ) -> list[dict[str, Any]]:
     """A policy at each β with several seeds, and at temperature 0, where nothing is drawn."""
     policy.eval()
-    drawn = [DecodingPoint("policy", {"unmasking": policy, "policy_beta": beta}) for beta in BETAS]
+    drawn = [DecodingPoint("policy", {"unmasking": policy, "policy_beta": beta}) for beta in betas]
     sure = [DecodingPoint("policy", {"unmasking": policy, "policy_temperature": 0.0})]
     rows = measure_points(environment, drawn, num_test, MEASURED_SEEDS, model)
     return as_json(rows + measure_points(environment, sure, num_test, MEASURED_SEEDS[:1], model))
@@ -357,12 +361,12 @@ class TransferCell:
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, as JSON types."""
-        fields = {"where": asdict(ENVIRONMENTS[self.environment]), "betas": BETAS}
+        fields = {"where": asdict(ENVIRONMENTS[self.environment]), "betas": (1.0,)}
         return _as_json({"kind": self.kind, **asdict(self), **fields})
 
     def measure(self, output: Path) -> Result:
         policy = UnmaskPolicyModel.from_pretrained(policy_folder(output, self.task, self.alpha, must_exist=True))
-        rows = measure_policy(ENVIRONMENTS[self.environment], policy, self.num_test)
+        rows = measure_policy(ENVIRONMENTS[self.environment], policy, self.num_test, betas=(1.0,))
         return {"settings": self.settings(), "rows": rows}
 
 

@@ -196,6 +196,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
                 with torch.no_grad():
                     output["old_log_probs"] = self._old_log_probs(output)
             self._log_decisions(output)
+            _check_rows(output, num_rows)
         else:
             start = self.accelerator.process_index * num_rows
             output["reward"] = self._totals()[start : start + num_rows]
