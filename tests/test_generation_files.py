@@ -68,6 +68,14 @@ def test_a_live_rule_is_saved_by_its_path(tokenizer, tmp_path):
     assert DiffusionGenerationConfig.from_pretrained(tmp_path / "policy").unmasking == "someone/policy"
 
 
+def test_a_folder_that_is_called_like_a_rule_is_no_policy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("random", "my-policy"):
+        (tmp_path / name).mkdir()
+    assert DiffusionGenerationConfig(unmasking="random").to_dict()["unmasking"] == "random"
+    assert DiffusionGenerationConfig(unmasking="my-policy").to_dict()["unmasking"] == str(tmp_path / "my-policy")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -201,7 +201,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         """The fields as plain values, for [`from_dict`]; a live unmasking rule as its path."""
         plain, rule = copy.copy(self), self.unmasking
         plain.unmasking = rule if isinstance(rule, str) else rule_path(rule) or f"<unsaved {type(rule).__name__}>"
-        if os.path.isdir(plain.unmasking):
+        if plain.unmasking not in RULES and os.path.isdir(plain.unmasking):
             plain.unmasking = os.path.abspath(plain.unmasking)  # the file may be read from another folder
         output = super(DiffusionGenerationConfig, plain).to_dict()
         output = {name: value.item() if isinstance(value, np.generic) else value for name, value in output.items()}
