@@ -95,7 +95,7 @@ def test_hints_stay_and_count_as_given(family, tokenizer):
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 2, 1]])}, "attention_mask must hold 1 on real tokens"),
         ({"token_type_ids": torch.zeros(1, 5)}, "generate.. got token_type_ids=.*Leave it out"),
-        ({"streamer": object()}, "streamer is a object"),
+        ({"streamer": 3}, "streamer is a int"),
         ({"eos_token_id": 99}, "eos_token_ids has the id 99"),
         ({"attention_mask": torch.full((1, 5), 0.5)}, "attention_mask must hold"),
         ({"seed": "3"}, "seed='3' must be an integer"),
