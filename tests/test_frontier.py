@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from conftest import random_model
+from policies import small_policy
 from slow_sampler import slow_generate
 from transformers import AutoTokenizer
 
@@ -325,6 +326,20 @@ def test_a_policy_trained_on_is_not_the_one_that_was_measured(loaded, measured, 
     run(loaded, POINTS[:2], file)
     with pytest.raises(ValueError, match="unmasking runs/policy was '.*Learned.*' and is '.*Learned"):
         run(loaded, [DecodingPoint("policy", {"unmasking": Learned(0.8)})], file)
+
+
+def test_a_live_policy_is_known_by_its_config_too(loaded, measured, tmp_path):
+    file, policy = tmp_path / "frontier.csv", small_policy()
+    point = DecodingPoint("policy", {"unmasking": policy})
+    run(loaded, [point], file)
+    run(loaded, [point], file)
+    assert len(measured) == 1
+    policy.config.policy_temperature = 0.1
+    with pytest.raises(ValueError, match="unmasking UnmaskPolicyModel was"):
+        run(loaded, [point], file)
+    both = [point, DecodingPoint("other", {"unmasking": small_policy(seed=1)})]
+    with pytest.raises(ValueError, match="two rules that are both called 'UnmaskPolicyModel'"):
+        run(loaded, both, tmp_path / "both.csv")
 
 
 def test_a_folder_of_a_policy_is_known_by_its_weights(tmp_path):

@@ -52,8 +52,8 @@ def slow_step(trainer, inputs, row, step):
     return log_prob
 
 
-def slow_loss(trainer, inputs, epsilon=0.5):
-    """−(1/B) Σ_i (1/T_i) Σ_t min(ρA, clip(ρ)A), by loops."""
+def slow_loss(trainer, inputs, epsilon=0.5, delta=math.inf):
+    """−(1/B) Σ_i (1/T_i) Σ_t min(min(ρ, δ)A, clip(ρ)A), by loops."""
     total, clipped = 0.0, 0
     rows = len(inputs["advantages"])
     for row in range(rows):
@@ -64,8 +64,9 @@ def slow_loss(trainer, inputs, epsilon=0.5):
             old = inputs["old_log_probs"][row, step - 1].item() if "old_log_probs" in inputs else log_prob
             ratio = math.exp(log_prob - old)
             bounded = min(max(ratio, 1 - epsilon), 1 + epsilon)
-            clipped += min(ratio * advantage, bounded * advantage) != ratio * advantage
-            total -= min(ratio * advantage, bounded * advantage) / len(steps) / rows
+            gain = min(min(ratio, delta) * advantage, bounded * advantage)
+            clipped += gain != ratio * advantage
+            total -= gain / len(steps) / rows
     return total, clipped
 
 
@@ -134,6 +135,18 @@ def test_loss_and_gradient_equal_a_slow_loop(tokenizer, tmp_path, monkeypatch, c
     places += gradient.abs().topk(4).indices.tolist()
     assert (gradient[places] - slow_gradient(trainer, inputs, places)).abs().max() < 1e-6
     assert gradient.abs().max() > 1e-3
+
+
+def test_delta_bounds_the_ratio_of_what_was_worse_than_its_group(tokenizer, tmp_path):
+    trainer, inputs = trainer_and_batch("llada", tokenizer, tmp_path, delta=1.7)
+    inputs["advantages"] = -torch.tensor([1.0, 0.7, 1.2, 0.4, 0.9, 0.8, 1.1, 1.3])
+    inputs["old_log_probs"] = torch.zeros(inputs["decided"].shape, dtype=torch.float64)
+    for row, t in inputs["decided"].nonzero().tolist():
+        ratio = 4.0 if (row + t) % 2 else 1.6  # one above δ, one between the clip and δ
+        inputs["old_log_probs"][row, t] = slow_step(trainer, inputs, row, t + 1) - math.log(ratio)
+    found, _ = gradient_of(trainer, inputs)
+    assert found == pytest.approx(slow_loss(trainer, inputs, delta=1.7)[0], abs=1e-6)
+    assert abs(found - slow_loss(trainer, inputs)[0]) > 0.1
 
 
 def test_loss_of_a_block_causal_model(tokenizer, tmp_path):

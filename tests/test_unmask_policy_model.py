@@ -4,15 +4,18 @@
 """A policy as a network, and as an unmasking rule of any model."""
 
 import json
+import os
 
 import pytest
 import torch
 from conftest import random_model
 from policies import slow_logits, small_policy
+from test_caches import Watch
 from transformers import AutoConfig, AutoModel
 
 import trl_diffusion
 from trl_diffusion import DiffusionGenerationConfig, UnmaskPolicyModel, UnmaskPolicyModelConfig
+from trl_diffusion.generation import block
 from trl_diffusion.generation.policy import PolicyInputs
 from trl_diffusion.generation.recording import RecordingPolicy, revealed_at
 from trl_diffusion.likelihood import canvas_blocks
@@ -153,12 +156,42 @@ def test_generation_settings_name_a_policy_by_its_folder(tokenizer, tmp_path):
         generate(model, inputs, unmasking=str(tmp_path / "no-such-policy"))
 
 
+def test_a_relative_folder_is_found_from_elsewhere(tokenizer, tmp_path, monkeypatch):
+    small_policy().save_pretrained(tmp_path / "policy")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model, inputs = random_model("llada", tokenizer), prompts(tokenizer)
+    model.generation_config = DiffusionGenerationConfig(max_new_tokens=10, unmasking="policy", seed=5)
+    model.save_pretrained(tmp_path / "model")
+    written = json.loads((tmp_path / "model" / "generation_config.json").read_text())["unmasking"]
+    assert os.path.isabs(written) and os.path.samefile(written, tmp_path / "policy")
+    here = model.generate(**inputs, return_dict_in_generate=True).rollout
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = trl_diffusion.AutoModelForDiffusionLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.generate(**inputs, return_dict_in_generate=True).rollout.unmask_step, here.unmask_step)
+
+
+def test_older_weights_that_are_moved_into_the_folder_are_noticed(tokenizer, tmp_path):
+    """As large as those before, and from long ago: a backup that is put back."""
+    model, first, second = random_model("llada", tokenizer), small_policy(), small_policy(seed=9)
+    first.save_pretrained(tmp_path / "policy")
+    second.save_pretrained(tmp_path / "backup")
+    assert torch.equal(model.unmasking_policy(str(tmp_path / "policy")).head.weight, first.head.weight)
+    os.utime(tmp_path / "backup" / "model.safetensors", (1e9, 1e9))
+    os.replace(tmp_path / "backup" / "model.safetensors", tmp_path / "policy" / "model.safetensors")
+    assert torch.equal(model.unmasking_policy(str(tmp_path / "policy")).head.weight, second.head.weight)
+
+
 def test_fields_of_a_policy_need_one(tokenizer):
     for field in ("policy_temperature", "policy_beta"):
         with pytest.raises(ValueError, match=f"{field}=0.5 must be None unless unmasking is a learned policy"):
             DiffusionGenerationConfig(**{field: 0.5})
     with pytest.raises(ValueError, match="policy_beta=0 must be positive"):
         DiffusionGenerationConfig(unmasking="some/policy", policy_beta=0)
+    with pytest.raises(ValueError, match="policy_beta=2.0 must be None with policy_temperature=0"):
+        DiffusionGenerationConfig(unmasking="some/policy", policy_beta=2.0, policy_temperature=0)
+    with pytest.raises(ValueError, match="step_schedule='linear_time' must be 'even' with a learned policy"):
+        DiffusionGenerationConfig(unmasking="some/policy", step_schedule="linear_time")
     with pytest.raises(ValueError, match="hidden states of size 7; the model's have 32"):
         generate(random_model("llada", tokenizer), prompts(tokenizer), unmasking=small_policy(dllm_hidden_size=7))
 
@@ -267,6 +300,31 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer, action, kwargs):
 
 
 # Steps
+
+
+@pytest.mark.parametrize("action", ["bernoulli", "ordered"])
+@pytest.mark.parametrize("kind, cache", [("llada", "none"), ("llada", "prefix"), ("llada", "dual"), ("sdar", "block")])
+def test_steps_do_not_wait_for_the_device(tokenizer, monkeypatch, action, kind, cache):
+    """But where the CPU looks at which rows are done, which it does rarely on a GPU, and without a difference."""
+    policy = small_policy(action=action, num_confidences=2, entropy=True, initial_bias=-1.0)
+    inputs = {"input_ids": torch.full((3, 9), 5)}
+    for recorded in (False, True):
+        waits, model = [], random_model(kind, tokenizer)
+        monkeypatch.setattr(block, "steps_per_look", lambda device: 1000)
+        for steps in (2, 10):
+            rule = watched(policy, may_wait=True) if recorded else policy
+            with Watch(-1) as watch:
+                generate(model, inputs, unmasking=rule, cache=cache, block_length=10, num_denoising_steps=steps)
+            waits.append(watch.waits)
+        assert waits[0] == waits[1]
+    found = []
+    for looks in (1, 3):
+        monkeypatch.setattr(block, "steps_per_look", lambda device, looks=looks: looks)
+        recorder = watched(policy, may_wait=True)
+        rollout = generate(model, inputs, unmasking=recorder, cache=cache, block_length=5)
+        record = recorder.record(3, int(rollout.num_forward_passes.max()))
+        found.append((rollout.unmask_step, rollout.num_forward_passes, record.rank, record.decided, record.features))
+    assert all(torch.allclose(often, rarely, atol=1e-5) for often, rarely in zip(*found, strict=True))
 
 
 def test_a_step_that_reveals_nothing_reveals_the_likeliest_position(tokenizer):

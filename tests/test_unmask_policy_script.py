@@ -5,6 +5,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ import torch
 from conftest import random_model
 from policies import CANVAS, all_right, policy_trainer, small_policy
 from rl import prompts
+from transformers import AutoTokenizer
 from trl import ModelConfig
 
-from trl_diffusion import UnmaskPolicyConfig, UnmaskPolicyModel
-from trl_diffusion.evaluation import read_frontier
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionGenerationConfig, UnmaskPolicyConfig, UnmaskPolicyModel
+from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints, tiny_policies, tiny_policy
+from trl_diffusion.evaluation import complete, read_frontier
 from trl_diffusion.scripts import unmask_policy
+from trl_diffusion.scripts.generation_options import parse_setting
+from trl_diffusion.scripts.tasks import load_rl_task
 from trl_diffusion.scripts.unmask_policy import UnmaskPolicyScriptArguments
 from trl_diffusion.tasks import sudoku_solved_reward
 
@@ -61,6 +66,8 @@ def test_settings_that_contradict_each_other_are_refused_before_training(tmp_pat
     arguments = UnmaskPolicyScriptArguments(policy=str(tmp_path / "policy"), entropy=True)
     with pytest.raises(ValueError, match="entropy: the policy .* is what it is"):
         unmask_policy.run_unmask_policy(arguments, args, model)
+    with pytest.raises(ValueError, match="use_peft=True is not supported by this script"):
+        unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(), args, replace(model, use_peft=True))
     with pytest.raises(ValueError, match="num_eval=0 must lie between"):
         unmask_policy.run_unmask_policy(UnmaskPolicyScriptArguments(num_eval=0), args, model)
     with pytest.raises(ValueError, match="model_name_or_path is not set"):
@@ -75,11 +82,6 @@ def test_the_card_has_a_quick_start_that_runs(tokenizer, tmp_path, name, capsys)
     if name == "a folder":
         model = type(model).from_pretrained(tmp_path / "dllm", dtype=torch.float32)
     else:
-        from transformers import AutoTokenizer
-
-        from trl_diffusion import AutoModelForDiffusionLM
-        from trl_diffusion.checkpoints import tiny_checkpoint
-
         path = tiny_checkpoint("sudoku-llada-solver-tiny")
         model, tokenizer = AutoModelForDiffusionLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     trainer = policy_trainer(model, tokenizer, tmp_path / "run", reward=all_right, alpha=0.5)
@@ -100,3 +102,26 @@ def test_the_reward_of_a_solved_puzzle():
     wrong = "2" + solution[1:]
     found = sudoku_solved_reward([solution, wrong, solution + "1", ""], [puzzle] * 4, [solution] * 4)
     assert found == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_shipped_policy_loads_by_its_path_and_does_what_its_card_says(capsys):
+    folder = tiny_policy("sudoku-unmask-policy-tiny")
+    assert tiny_policies() == ["sudoku-unmask-policy-tiny"] and "sudoku-unmask-policy-tiny" not in tiny_checkpoints()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    card = (ROOT / "model_cards" / "sudoku-unmask-policy-tiny.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "quick start", "exec"), {})
+    expected = code.rsplit("# ", 1)[1].strip()
+    assert capsys.readouterr().out.split()[-1] == expected
+
+    task = load_rl_task("sudoku", num_test=64)
+    path = tiny_checkpoint("sudoku-llada-solver-tiny")
+    model, tokenizer = AutoModelForDiffusionLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    config = DiffusionGenerationConfig(
+        max_new_tokens=17, unmasking=str(folder), policy_temperature=0.0, eos_token_id=1, pad_token_id=0
+    )
+    completions = complete(model, tokenizer, list(task.test_dataset["prompt"]), config)
+    assert task.metrics(completions, task.test_dataset)["solve_rate"] > 0.8 and completions.forward_passes < 4
+    assert parse_setting("unmasking", "sudoku-unmask-policy-tiny") == str(folder)
+    with pytest.raises(ValueError, match="name='sudoku' is not a tiny policy. There are: sudoku-unmask-policy-tiny"):
+        tiny_policy("sudoku")

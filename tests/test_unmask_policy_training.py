@@ -175,6 +175,50 @@ def test_joint_training_moves_both_and_saves_both(tokenizer, tmp_path, adapter):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+def test_the_best_model_comes_back_with_the_best_policy(tokenizer, tmp_path, monkeypatch):
+    model = random_model("llada", tokenizer)
+    rewards, saved = iter([0.9, 0.2]), {}
+    trainer = policy_trainer(
+        model, tokenizer, tmp_path, max_steps=2, temperature=0.9, dllm_learning_rate=0.01, eval_strategy="steps",
+        eval_steps=1, save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    evaluation_loop, save = type(trainer).evaluation_loop, trainer._save_checkpoint
+
+    def with_reward(*args, **kwargs):
+        output = evaluation_loop(trainer, *args, **kwargs)
+        trainer._metrics["eval"]["reward"] = [next(rewards)]
+        return output
+
+    def keep(*args):
+        save(*args)
+        saved[trainer.state.global_step] = weights(model)
+
+    monkeypatch.setattr(trainer, "evaluation_loop", with_reward)
+    monkeypatch.setattr(trainer, "_save_checkpoint", keep)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert equal(saved[1], model) and not equal(saved[2], model)
+
+
+def test_what_joint_training_cannot_do_is_refused(tokenizer, tmp_path):
+    settings = {
+        "temperature": 0.9,
+        "dllm_learning_rate": 0.01,
+        "max_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    policy_trainer(random_model("llada", tokenizer), tokenizer, tmp_path, **settings).train()
+    alone = policy_trainer(random_model("llada", tokenizer), tokenizer, tmp_path, temperature=0.9, max_steps=2)
+    with pytest.raises(ValueError, match="checkpoint-1' is of joint training, with a model of its own in 'dllm'"):
+        alone.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="would train weights in torch.bfloat16"):
+        policy_trainer(random_model("llada", tokenizer).bfloat16(), tokenizer, tmp_path, **settings)
+    named = get_peft_model(random_model("llada", tokenizer), LoraConfig(target_modules="all-linear"), "mine")
+    with pytest.raises(ValueError, match="dllm has adapters named mine"):
+        policy_trainer(named, tokenizer, tmp_path, **settings)
+
+
 def test_joint_training_is_that_of_tracerl(tokenizer, tmp_path):
     """The model's gradient is the one that TraceRL's trainer computes on the same rollouts."""
     model = random_model("llada", tokenizer)
@@ -244,6 +288,21 @@ def test_a_trained_policy_is_a_small_folder_that_other_trainers_and_models_use(t
         )  # fmt: skip
 
 
+def test_a_policy_that_was_evaluated_is_saved_as_plainly(tokenizer, tmp_path):
+    """The Trainer puts the tokenizer's ids into what it trains, and an evaluation a setting of caches."""
+    trainer = policy_trainer(
+        random_model("llada", tokenizer), tokenizer, tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model(str(tmp_path / "policy"))
+    for folder in ("checkpoint-1", "policy"):
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        named = {name for name, value in config.items() if value is not None}
+        assert not named & {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+
+
 def test_policy_and_model_by_name(tokenizer, tmp_path):
     random_model("llada", tokenizer).save_pretrained(tmp_path / "dllm")
     tokenizer.save_pretrained(tmp_path / "dllm")
@@ -296,6 +355,20 @@ def test_a_quantized_model_is_an_environment_too(tokenizer, tmp_path):
             "block_length=48 must be a multiple of expert_block_length=32",
         ),
         ({"expert_steering": True, "cache": "dual", "block_length": 32}, "cache='dual' with expert_steering=True"),
+        ({"expert_steering": True, "num_denoising_steps": 64}, "num_denoising_steps=64 with expert_steering=True"),
+        ({"reward_weights": [1.0, -0.5]}, r"reward_weights=\[1.0, -0.5\] with reward_form='multiplicative'"),
+        ({"truncated_reward": -1.0}, "truncated_reward=-1.0 with reward_form='multiplicative'"),
+        ({"block_length": 1}, "block_length=1 leave one step"),
+        ({"block_length": 32, "num_denoising_steps": 16}, "num_denoising_steps=16 and block_length=32 leave one step"),
+        ({"num_denoising_steps": 1}, "num_denoising_steps=1 and block_length=None leave one step"),
+        ({"top_k": 5}, "top_k=5 and top_p=1.0 have no effect with temperature=0"),
+        ({"top_p": 0.9}, "top_p=0.9 have no effect with temperature=0"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation='normalize_then_sum' is not supported",
+        ),
+        ({"cast_lm_head_to_fp32": True}, "cast_lm_head_to_fp32=True is not supported"),
+        ({"alpha": float("nan")}, "alpha=nan must be a number"),
         ({"dllm_learning_rate": 1e-6}, "dllm_learning_rate=1e-06 with temperature=0.0"),
         ({"dllm_learning_rate": -1.0, "temperature": 1.0}, "dllm_learning_rate=-1.0 must be positive"),
         ({"activation_checkpointing": True}, "activation_checkpointing=True is not supported"),
@@ -304,6 +377,13 @@ def test_a_quantized_model_is_an_environment_too(tokenizer, tmp_path):
 def test_bad_settings_are_refused(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         UnmaskPolicyConfig(str(tmp_path), use_cpu=True, **fields)
+
+
+def test_two_steps_for_each_block_are_enough(tmp_path):
+    args = UnmaskPolicyConfig(
+        str(tmp_path), use_cpu=True, max_completion_length=256, block_length=32, num_denoising_steps=16
+    )
+    assert args.num_denoising_steps == 16
 
 
 def test_bad_arguments_are_refused(tokenizer, tmp_path):
@@ -320,7 +400,12 @@ def test_bad_arguments_are_refused(tokenizer, tmp_path):
     arguments = {"train_dataset": prompts(), "processing_class": tokenizer, "dllm": model}
     with pytest.raises(ValueError, match="dllm_init_kwargs has no effect"):
         UnmaskPolicyTrainer(small_policy(), all_right, args, **arguments)
+    args = UnmaskPolicyConfig(str(tmp_path), use_cpu=True, max_completion_length=CANVAS, model_init_kwargs={"a": 1})
+    with pytest.raises(ValueError, match="model_init_kwargs has no effect"):
+        UnmaskPolicyTrainer(small_policy(), all_right, args, **arguments)
     args = UnmaskPolicyConfig(str(tmp_path), use_cpu=True, max_completion_length=CANVAS)
+    with pytest.raises(ValueError, match="processing_class is None, and dllm has no tokenizer"):
+        UnmaskPolicyTrainer(small_policy(), all_right, args, **{**arguments, "processing_class": None})
     with pytest.raises(ValueError, match="peft_config is not supported"):
         UnmaskPolicyTrainer(small_policy(), all_right, args, peft_config=LoraConfig(), **arguments)
     with pytest.raises(TypeError, match="args is a DiffusionGRPOConfig"):

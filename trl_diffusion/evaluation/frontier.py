@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import DiffusionGenerationConfig
 from ..generation.configuration import rule_path
@@ -106,7 +106,8 @@ def measure_frontier(
         settings (`dict`, *optional*):
             Further values for JSON that decide the result, such as which data the score knows: the file remembers and
             compares them, as it does the weights, the tokenizer, the prompts, `generation_config` and `seeds`, and
-            the weights of each rule or policy. What a function does is not in it, its name is.
+            the config and weights of each policy, but for one named by its Hub id. What a function does is not in it,
+            its name is.
         overwrite (`bool`, *optional*, defaults to `False`):
             Measure everything anew, whatever the file holds.
         progress (`bool`, *optional*, defaults to `False`):
@@ -139,7 +140,14 @@ def measure_frontier(
             "score": describe(score),
             "seeds": [int(seed) for seed in seeds],
         }
-        rules = {_name(config.unmasking): _identity(config.unmasking) for config in configs}
+        rules: dict[str, str] = {}
+        for config in configs:
+            name, identity = _name(config.unmasking), _identity(config.unmasking)
+            if rules.setdefault(name, identity) != identity:
+                raise ValueError(
+                    f"points has two rules that are both called {name!r}: a file could not tell them apart. Save one "
+                    "of them elsewhere, and name it by its folder."
+                )
         kept = FrontierFile(file, first, fingerprint, rules, overwrite)
     found = {} if kept is None else kept.rows_by_key()
     bar = tqdm(list(zip(keys, configs, strict=True)), desc="Points", disable=not progress)
@@ -209,7 +217,10 @@ def _name(rule: Any) -> str:
 
 
 def _identity(rule: Any) -> str:
-    """What makes a rule the same one in a later call: of a policy in a folder the bytes of its config and weights."""
+    """What makes a rule the same one in a later call: of a policy its config and weights, in a folder their bytes. A
+    Hub id stands for itself."""
+    if isinstance(rule, PreTrainedModel):
+        return digest([describe(rule), rule.config.to_dict()])
     if not isinstance(rule, str):
         return describe(rule)
     if rule in RULES or not os.path.isdir(rule):

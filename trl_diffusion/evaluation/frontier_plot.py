@@ -95,5 +95,6 @@ def _figure(rows: Sequence[FrontierRow], title: str | None):
 
 
 def _short(label: str) -> str:
-    """A label whose end is kept: that of a path says most."""
-    return label if len(label) <= _LONGEST_LABEL else f"…{label[1 - _LONGEST_LABEL :]}"
+    """A label whose end is kept: that of a path says most; what matplotlib reads as formulae, or hides, as text."""
+    shown = label if len(label) <= _LONGEST_LABEL else f"…{label[1 - _LONGEST_LABEL :]}"
+    return (" " + shown if shown.startswith("_") else shown).replace("$", r"\$")

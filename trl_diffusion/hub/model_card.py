@@ -17,6 +17,7 @@ def diffusion_model_card(
     base_model: str | None,
     adapter_base: str | None,
     policy_base: str | None,
+    is_joint: bool,
     tiny_base: bool,
     dataset_name: str | None,
     tags: list[str],
@@ -43,6 +44,8 @@ def diffusion_model_card(
         policy_base (`str`, *optional*):
             Python source of what the model of an unmasking policy is loaded from; `None` where the repository holds
             none.
+        is_joint (`bool`):
+            Whether that model was trained with the policy, and lies beside it.
         tiny_base (`bool`):
             Whether that source calls `tiny_checkpoint`.
         dataset_name (`str`, *optional*):
@@ -81,6 +84,7 @@ def diffusion_model_card(
         is_adapter=adapter_base is not None,
         adapter_base=adapter_base,
         policy_base=policy_base,
+        is_joint=is_joint,
         tiny_base=tiny_base,
         dataset_name=dataset_name,
         trainer_name=trainer_name,

@@ -21,7 +21,7 @@ from ..generation.unmasking import RULES
 from ..models import DiffusionModelMixin
 from ..tasks.fingerprint import digest
 from .generation_options import add_arguments as add_generation_arguments
-from .generation_options import given_settings, load_model, with_settings
+from .generation_options import given_settings, load_model, parse_setting, with_settings
 
 
 DESCRIPTION = "Measure the accuracy of a diffusion language model on a task, and the forward passes that it takes."
@@ -190,6 +190,8 @@ def make_points(
     of_rules = {*_SWEPT, "policy_temperature", "alg_temp"} & defaults.keys()
     shared = {**{name: defaults[name] for name in sorted(of_rules)}, **shared}
     config = with_settings(model, model.generation_config, shared)
+    if config.step_schedule != "even":  # a policy has no schedule, and says so
+        policy_settings["step_schedule"] = "even"
     steps = step_ladder(config.max_new_tokens, config.block_length or model.block_length)
     rules = DEFAULT_CURVES if args.curves is None else args.curves
     points = [point for rule in dict.fromkeys(rules) for point in rule_points(rule, steps)]
@@ -213,7 +215,8 @@ def rule_points(rule: str, steps: Sequence[int]) -> list[DecodingPoint]:
 
 def policy_points(path: str, settings: dict[str, Any]) -> list[DecodingPoint]:
     """The curve of a learned policy: the more β multiplies its probabilities, the more positions it commits."""
-    return [DecodingPoint(path, {"unmasking": path, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
+    rule = parse_setting("unmasking", path)
+    return [DecodingPoint(path, {"unmasking": rule, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
 
 
 def print_rows(rows: Sequence[FrontierRow], title: str, with_curves: bool):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import find_adapter_config_file
 
-from ..checkpoints import tiny_checkpoint, tiny_checkpoints
+from ..checkpoints import tiny_checkpoint, tiny_checkpoints, tiny_policies, tiny_policy
 from ..generation import DiffusionGenerationConfig
 from ..generation.checks import check_settings
 from ..generation.configuration import CACHES, STEP_SCHEDULES, rule_path
@@ -32,7 +32,10 @@ def _token_ids(text: str) -> list[int]:
 
 
 def _rule(text: str) -> str | Callable:
-    """The name of a rule as it is; a dotted path is imported, since the user typed it."""
+    """The name of a rule as it is, that of a tiny policy as its folder; a dotted path is imported, since the user
+    typed it."""
+    if text in tiny_policies() and not os.path.exists(text):
+        return str(tiny_policy(text))
     if text in RULES or "." not in text or "/" in text or os.path.isdir(text):
         return text
     rule = import_dotted("unmasking", text)

@@ -16,7 +16,7 @@ from ..evaluation import DecodingPoint, FrontierRow, best_at, measure_frontier, 
 from ..evaluation.frontier_plot import check_plot
 from ..models import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from ..trainer import UnmaskPolicyConfig, UnmaskPolicyTrainer
-from .evaluate import POLICY_BETAS, print_rows, rule_points, step_ladder
+from .evaluate import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
 from .rl import (
     RewardProgressCallback,
     RLScriptArguments,
@@ -28,7 +28,7 @@ from .rl import (
 from .tasks import load_rl_task
 
 
-CURVES = ("low_confidence", "random", "threshold", "factor")
+CURVES = DEFAULT_CURVES
 
 
 @dataclass
@@ -95,6 +95,11 @@ def run_unmask_policy(
     evaluating = script_args.num_test != 0
     if evaluating:
         check_plot("frontier.png")  # before the training
+    if model_args.use_peft:
+        raise ValueError(
+            "use_peft=True is not supported by this script, whose policy is trained whole. For joint training of an "
+            "adapter pass UnmaskPolicyTrainer a dllm with one: peft.get_peft_model(model, peft_config)."
+        )
     path = checkpoint_path(model_args.model_name_or_path)
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
     settings = {
@@ -133,10 +138,14 @@ def run_unmask_policy(
         "seed": config.seed,
         "config": settings,
     }
+    # Every process measures, as they would wait for the one that does.
+    rows = _measure(trainer, task, script_args.test_batch_size) if evaluating else []
     if trainer.accelerator.is_main_process:
         trainer.create_model_card(dataset_name=task.hub_dataset)
-        if evaluating:
-            rows = _measure(trainer, task, script_args.test_batch_size, path)
+        if rows:
+            title = f"{os.path.basename(path)}, {len(task.test_dataset)} held-out problems"
+            print_rows(rows, title, with_curves=True)
+            plot_frontier(rows, os.path.join(config.output_dir, "frontier.png"), title)
             results |= _summary(rows)
         results["seconds"] = time.perf_counter() - started
         write_json(results, os.path.join(config.output_dir, "results.json"))
@@ -163,8 +172,8 @@ def _policy(script_args: UnmaskPolicyScriptArguments) -> UnmaskPolicyModel:
     return UnmaskPolicyModel.from_pretrained(script_args.policy)
 
 
-def _measure(trainer: UnmaskPolicyTrainer, task, batch_size: int, model_name: str) -> list[FrontierRow]:
-    """The policy's frontier, and those of rules, on the held-out rows."""
+def _measure(trainer: UnmaskPolicyTrainer, task, batch_size: int) -> list[FrontierRow]:
+    """The policy's frontier, in the steps that it was trained with, and those of rules, on the held-out rows."""
     args = trainer.args
     config = args.diffusion_generation_config(
         temperature=0.0,
@@ -175,29 +184,28 @@ def _measure(trainer: UnmaskPolicyTrainer, task, batch_size: int, model_name: st
         pad_token_id=trainer.processing_class.pad_token_id,
     )
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    points = [DecodingPoint("policy", {"unmasking": policy, "policy_beta": beta}) for beta in POLICY_BETAS]
+    bound = {} if args.num_denoising_steps is None else {"num_denoising_steps": args.num_denoising_steps}
+    points = [DecodingPoint("policy", {"unmasking": policy, **bound, "policy_beta": beta}) for beta in POLICY_BETAS]
     steps = step_ladder(args.max_completion_length, args.block_length or trainer.dllm.block_length)
     points += [point for rule in CURVES for point in rule_points(rule, steps)]
-    rows = measure_frontier(
-        trainer.dllm,
-        trainer.processing_class,
-        list(task.test_dataset["prompt"]),
-        points,
-        lambda completions: task.correct(completions, task.test_dataset),
-        config,
-        batch_size=batch_size,
-        file=os.path.join(args.output_dir, "frontier.csv"),
-        overwrite=True,
-    )
-    title = f"{os.path.basename(model_name)}, {len(task.test_dataset)} held-out problems"
-    print_rows(rows, title, with_curves=True)
-    plot_frontier(rows, os.path.join(args.output_dir, "frontier.png"), title)
-    return rows
+    is_main = trainer.accelerator.is_main_process
+    with trainer.accelerator.autocast():  # as in the rollouts
+        return measure_frontier(
+            trainer.dllm,
+            trainer.processing_class,
+            list(task.test_dataset["prompt"]),
+            points,
+            lambda completions: task.correct(completions, task.test_dataset),
+            config,
+            batch_size=batch_size,
+            file=os.path.join(args.output_dir, "frontier.csv") if is_main else None,
+            overwrite=True,
+        )
 
 
 def _summary(rows: list[FrontierRow]) -> dict[str, Any]:
     """The policy as it was trained, β = 1, beside the best rule at as many forward passes."""
-    policy = next(row for row in rows if row.curve == "policy" and row.setting == "policy_beta=1.0")
+    policy = next(row for row in rows if row.curve == "policy" and row.setting.endswith("policy_beta=1.0"))
     others = best_at([row for row in rows if row.curve != "policy"], policy.forward_passes)
     best = max((value for value in others.values() if value is not None), default=None)
     return {

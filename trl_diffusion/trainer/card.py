@@ -85,10 +85,7 @@ class DiffusionCardMixin:
         is_local = bool(source) and os.path.isdir(source)
         # A folder's name means nothing on the Hub: it is no base model there. The quick start of what is no whole
         # model, an adapter or a policy, still loads it.
-        base, tiny_base = repr(source), False
-        for name in tiny_checkpoints():
-            if is_local and os.path.samefile(source, tiny_checkpoint(name)):
-                base, tiny_base = f'tiny_checkpoint("{name}")', True
+        base, tiny_base = self._card_base()
         is_policy = self._card_model is not self.model
         is_adapter = isinstance(self.model, PeftModel)
         tags = [tags] if isinstance(tags, str) else list(tags or [])
@@ -99,6 +96,7 @@ class DiffusionCardMixin:
             base_model=None if is_local else source or None,
             adapter_base=base if is_adapter else None,
             policy_base=base if is_policy else None,
+            is_joint=getattr(self.args, "dllm_learning_rate", None) is not None,
             tiny_base=tiny_base and (is_adapter or is_policy),
             dataset_name=dataset_name,
             tags=[*self._tag_names, *tags],
@@ -121,6 +119,14 @@ class DiffusionCardMixin:
             file.write(str(card))
         os.chmod(file.name, 0o644)
         os.replace(file.name, os.path.join(self.args.output_dir, "README.md"))
+
+    def _card_base(self) -> tuple[str, bool]:
+        """Python source of what the quick start's model is loaded from, and whether it is a tiny checkpoint."""
+        source = get_config_model_id(self._card_model.config)
+        for name in tiny_checkpoints():
+            if source and os.path.isdir(source) and os.path.samefile(source, tiny_checkpoint(name)):
+                return f'tiny_checkpoint("{name}")', True
+        return repr(source), False
 
     @property
     def _card_model(self) -> torch.nn.Module:

@@ -45,10 +45,22 @@ class DLLMTraining(LikelihoodMixin, SideTraining):
                     "dllm with an adapter: peft.get_peft_model(model, peft_config)."
                 )
             model.requires_grad_(True)
+        elif list(model.peft_config) != ["default"]:
+            raise ValueError(
+                f"dllm has adapters named {', '.join(model.peft_config)}; joint training saves and resumes one, named "
+                "'default'. Make it without adapter_name."
+            )
         elif not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 f"dllm_learning_rate={trainer.args.dllm_learning_rate} and an adapter that is frozen: load it with "
                 "is_trainable=True."
+            )
+        halves = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.float16, torch.bfloat16}
+        if halves:
+            raise ValueError(
+                f"dllm_learning_rate={trainer.args.dllm_learning_rate} would train weights in {halves.pop()}, in "
+                "which small updates are lost. Load dllm with dtype='float32' (bf16=True computes in bf16), or train "
+                "an adapter."
             )
         args = copy.copy(trainer.args)
         args.likelihood = "trace"

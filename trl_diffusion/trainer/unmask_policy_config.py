@@ -158,8 +158,9 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
         self._check_expert()
         canvas = self.max_completion_length
         block = min(self.block_length or canvas, canvas)
-        steps = block if self.num_denoising_steps is None else self.num_denoising_steps * block // canvas
-        if min(steps, block) < 2 <= canvas:
+        # Of steps · block / canvas the first blocks take what is over.
+        one_each = self.num_denoising_steps is not None and self.num_denoising_steps * block <= canvas
+        if canvas > 1 and (block == 1 or one_each):
             raise ValueError(
                 f"num_denoising_steps={self.num_denoising_steps} and block_length={self.block_length} leave one step "
                 "for each block, with which everything in it is revealed: there is nothing to decide. Raise them."
@@ -200,11 +201,6 @@ class UnmaskPolicyConfig(DenoisingGRPOConfig):
             raise ValueError(f"expert_threshold={self.expert_threshold} must lie in (0, 1].")
         if self.expert_block_length < 1:
             raise ValueError(f"expert_block_length={self.expert_block_length} must be at least 1.")
-        if self.num_generations < 2:
-            raise ValueError(
-                f"num_generations={self.num_generations} with expert_steering=True: one of them is the expert's. Set "
-                "at least 2."
-            )
         if self.num_denoising_steps is not None:
             raise ValueError(
                 f"num_denoising_steps={self.num_denoising_steps} with expert_steering=True: the expert takes the "

@@ -3,6 +3,8 @@
 
 """Learning which tokens to reveal."""
 
+import copy
+import os
 import textwrap
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +22,7 @@ from ..likelihood import backward_by_view, canvas_blocks
 from ..models import DiffusionModelMixin, UnmaskPolicyModel, diffusion_model
 from .block_schedule import BlockLengths
 from .denoising_trainer import DenoisingGRPOTrainer, add_means
-from .joint import DLLMTraining
+from .joint import DLLM_FOLDER, DLLMTraining
 from .objectives import clipped_token_loss
 from .policy_rollouts import PolicyRolloutMixin, as_language_model, load_dllm, load_policy, load_tokenizer
 from .step_rewards import StepRewardsMixin, mixture_log_prob
@@ -101,7 +103,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
         peft_config=None,
         **kwargs,
     ):
-        args = self._settled_args(args)
+        args = copy.copy(self._settled_args(args))  # what is settled here is not the caller's
         if dllm is None:
             raise ValueError(
                 "dllm is None: pass the diffusion language model that the policy is to decide for, or where it is."
@@ -194,6 +196,7 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
                 with torch.no_grad():
                     output["old_log_probs"] = self._old_log_probs(output)
             self._log_decisions(output)
+            _check_rows(output, num_rows)
         else:
             start = self.accelerator.process_index * num_rows
             output["reward"] = self._totals()[start : start + num_rows]
@@ -304,6 +307,14 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
             defaults["block_length"] = repr(canvas)
         return {**card, "settings": {"unmasking": repr(where), **defaults, **settings}}
 
+    def _card_base(self) -> tuple[str, bool]:
+        if self.joint is None:
+            return super()._card_base()
+        # The model that it was trained with is no longer the base: it is saved beside the policy.
+        if self.hub_model_id:
+            return f'snapshot_download("{self.hub_model_id}") + "/{DLLM_FOLDER}"', False
+        return repr(os.path.join(self.args.output_dir, DLLM_FOLDER)), False
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         # A policy knows no token: its folder holds no tokenizer, its config none of the ids that the Trainer puts in.
         with self._without_tokens():
@@ -325,9 +336,8 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
 
     @contextmanager
     def _without_tokens(self):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(self._policy.config, name, None)
-        vars(self._policy.config).pop("use_cache", None)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
+            vars(self._policy.config).pop(name, None)
         tokenizer, self.processing_class = self.processing_class, None
         try:
             yield
@@ -343,6 +353,11 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.joint is not None:
             self.joint.load(checkpoint)
+        elif checkpoint is not None and os.path.isdir(os.path.join(checkpoint, DLLM_FOLDER)):
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint!r} is of joint training, with a model of its own in "
+                f"{DLLM_FOLDER!r}: set dllm_learning_rate, or start from its policy (model=…, dllm=…)."
+            )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The policy's schedule; that of a model in training begins with it."""
