@@ -128,6 +128,8 @@ def transfer_table(transfer: dict, heuristics: dict) -> list[str]:
     """Policies of the first seed where they were not trained."""
     lines = [f"| trained on | α | used on | {_HEAD}", f"|{'---|' * 8}"]
     for (task, alpha, environment), by_seed in sorted(transfer.items(), key=lambda item: (item[0][0], item[0][2])):
+        if (environment,) not in heuristics:
+            continue
         (result,) = by_seed.values()
         rules = rows_of(heuristics[environment,][None], policy=False)
         lines.append(f"| {task} | {alpha:g} | {environment} | {beside_rules([result], rules, AS_TRAINED)} |")
@@ -208,7 +210,7 @@ def write_report(folder: Path, figures: Path) -> str:
         lines += ["**Expert steering** (Sudoku)", ""]
         lines += [*variant_table(cells, "expert", rules, ("without", "with an expert")), ""]
     joint = _read(folder, "joint-*.json", ("variant",))
-    if joint:
+    if joint and ("sudoku-weak",) in heuristics:
         weak = rows_of(heuristics["sudoku-weak",][None], policy=False)
         lines += ["**Joint training** (sudoku-llada-tiny, which solves little)", "", *joint_table(joint, weak), ""]
     transfer = _read(folder, "transfer-*.json", ("task", "alpha", "environment"))
