@@ -169,11 +169,8 @@ def test_the_python_blocks_of_the_unmask_policy_page_run(tmp_path, monkeypatch):
     assert rollout.unmask_step.equal(namespace["output"].rollout.unmask_step)
     assert namespace["config"].diffusion_generation_config().unmasking == "sudoku-policy"
     # What is logged, here and with an expert or in joint training.
-    sources = [
-        ROOT / "trl_diffusion" / "trainer" / name
-        for name in ("unmask_policy_trainer.py", "step_rewards.py", "joint.py")
-    ]
-    written = "".join(source.read_text() for source in sources)
+    sources = ("unmask_policy_trainer.py", "step_rewards.py", "joint.py")
+    written = "".join((ROOT / "trl_diffusion" / "trainer" / name).read_text() for name in sources)
     names = set(re.findall(r'"((?:policy|expert|dllm|old_logprobs)/\w+|skipped_groups)"', written))
     assert len(names) >= 8
     for metric in names | {name for log in logs for name in log if name.split("/")[0] in ("policy", "clip_ratio")}:

@@ -269,6 +269,14 @@ def test_a_saved_policy_is_a_curve(tmp_path, capsys):
     assert "has frontier.csv of another call" in line and path in line
 
 
+def test_a_policy_is_measured_beside_rules_that_keep_to_another_schedule(tmp_path):
+    UnmaskPolicyModel(UnmaskPolicyModelConfig()).save_pretrained(tmp_path / "policy")
+    given = ["--curves", "sequential", "--policies", str(tmp_path / "policy"), "--step_schedule", "linear_time"]
+    assert run_frontier(tmp_path / "out", *given, "--num_test", "2") == 0
+    settings = {row.setting for row in read_frontier(tmp_path / "out" / "frontier.csv") if row.curve != "sequential"}
+    assert settings == {f"step_schedule=even, policy_beta={beta}" for beta in evaluate.POLICY_BETAS}
+
+
 def test_a_policy_that_does_not_exist_is_known_before_anything_is_measured(tmp_path, capsys):
     given = ["--curves", "sequential", "--policies", str(tmp_path / "no-policy")]
     assert run_frontier(tmp_path / "out", *given) == 1

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import random_model
 from policies import slow_logits, small_policy
+from test_caches import Watch
 from transformers import AutoConfig, AutoModel
 
 import trl_diffusion
 from trl_diffusion import DiffusionGenerationConfig, UnmaskPolicyModel, UnmaskPolicyModelConfig
+from trl_diffusion.generation import block
 from trl_diffusion.generation.policy import PolicyInputs
 from trl_diffusion.generation.recording import RecordingPolicy, revealed_at
 from trl_diffusion.likelihood import canvas_blocks
@@ -298,6 +300,31 @@ def test_a_row_does_not_depend_on_its_batch(tokenizer, action, kwargs):
 
 
 # Steps
+
+
+@pytest.mark.parametrize("action", ["bernoulli", "ordered"])
+@pytest.mark.parametrize("kind, cache", [("llada", "none"), ("llada", "prefix"), ("llada", "dual"), ("sdar", "block")])
+def test_steps_do_not_wait_for_the_device(tokenizer, monkeypatch, action, kind, cache):
+    """But where the CPU looks at which rows are done, which it does rarely on a GPU, and without a difference."""
+    policy = small_policy(action=action, num_confidences=2, entropy=True, initial_bias=-1.0)
+    inputs = {"input_ids": torch.full((3, 9), 5)}
+    for recorded in (False, True):
+        waits, model = [], random_model(kind, tokenizer)
+        monkeypatch.setattr(block, "steps_per_look", lambda device: 1000)
+        for steps in (2, 10):
+            rule = watched(policy, may_wait=True) if recorded else policy
+            with Watch(-1) as watch:
+                generate(model, inputs, unmasking=rule, cache=cache, block_length=10, num_denoising_steps=steps)
+            waits.append(watch.waits)
+        assert waits[0] == waits[1]
+    found = []
+    for looks in (1, 3):
+        monkeypatch.setattr(block, "steps_per_look", lambda device, looks=looks: looks)
+        recorder = watched(policy, may_wait=True)
+        rollout = generate(model, inputs, unmasking=recorder, cache=cache, block_length=5)
+        record = recorder.record(3, int(rollout.num_forward_passes.max()))
+        found.append((rollout.unmask_step, rollout.num_forward_passes, record.rank, record.decided, record.features))
+    assert all(torch.allclose(often, rarely, atol=1e-5) for often, rarely in zip(*found, strict=True))
 
 
 def test_a_step_that_reveals_nothing_reveals_the_likeliest_position(tokenizer):

@@ -190,6 +190,8 @@ def make_points(
     of_rules = {*_SWEPT, "policy_temperature", "alg_temp"} & defaults.keys()
     shared = {**{name: defaults[name] for name in sorted(of_rules)}, **shared}
     config = with_settings(model, model.generation_config, shared)
+    if config.step_schedule != "even":  # a policy has no schedule, and says so
+        policy_settings["step_schedule"] = "even"
     steps = step_ladder(config.max_new_tokens, config.block_length or model.block_length)
     rules = DEFAULT_CURVES if args.curves is None else args.curves
     points = [point for rule in dict.fromkeys(rules) for point in rule_points(rule, steps)]
