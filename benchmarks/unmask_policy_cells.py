@@ -178,10 +178,15 @@ def heuristics(canvas: int, block_length: int | None, random: bool = True) -> li
 
 
 def measure_policy(
-    environment: Environment, policy: UnmaskPolicyModel, num_test: int, model=None, betas: Sequence[float] = BETAS
+    environment: Environment,
+    policy: UnmaskPolicyModel,
+    num_test: int,
+    model=None,
+    betas: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """A policy at each β with several seeds, and at temperature 0, where nothing is drawn."""
     policy.eval()
+    betas = BETAS if betas is None else betas
     drawn = [DecodingPoint("policy", {"unmasking": policy, "policy_beta": beta}) for beta in betas]
     sure = [DecodingPoint("policy", {"unmasking": policy, "policy_temperature": 0.0})]
     rows = measure_points(environment, drawn, num_test, MEASURED_SEEDS, model)
