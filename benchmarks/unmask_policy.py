@@ -19,16 +19,15 @@ from pathlib import Path
 import torch
 from cells import Result, run_missing
 from unmask_policy_cells import (
-    ENVIRONMENTS,
     JOINT,
     SETTINGS,
-    TRANSFER,
     HeuristicsCell,
     JointCell,
     PolicyCell,
     TransferCell,
     policy_folder,
 )
+from unmask_policy_points import ENVIRONMENTS, TRANSFER
 
 
 ROOT = Path(__file__).parents[1]

@@ -77,9 +77,10 @@ def test_the_report_compares_policies_with_the_best_rule_at_as_many_passes(tmp_p
 @pytest.mark.filterwarnings("ignore")
 def test_a_cell_trains_and_measures_a_policy_and_keeps_it(tmp_path, monkeypatch):
     import unmask_policy_cells as cells
+    import unmask_policy_points as points
 
-    monkeypatch.setattr(cells, "BETAS", (1.0,))
-    monkeypatch.setattr(cells, "MEASURED_SEEDS", (1,))
+    monkeypatch.setattr(points, "BETAS", (1.0,))
+    monkeypatch.setattr(points, "MEASURED_SEEDS", (1,))
     monkeypatch.setitem(cells.SETTINGS["sudoku"]["training"], "per_device_train_batch_size", 16)
     cell = cells.PolicyCell("sudoku", 0.3, 1, num_test=4, steps=2)
     result = cell.measure(tmp_path)
@@ -93,7 +94,7 @@ def test_a_cell_trains_and_measures_a_policy_and_keeps_it(tmp_path, monkeypatch)
 
 def test_the_parts_have_the_cells_that_their_tables_need():
     from unmask_policy import PARTS, wanted
-    from unmask_policy_cells import ENVIRONMENTS, TRANSFER
+    from unmask_policy_points import ENVIRONMENTS, TRANSFER
 
     found = wanted(list(PARTS), ["sudoku", "arithmetic"], [1, 2, 3], 256, None)
     names = [cell.name for cell in found]
