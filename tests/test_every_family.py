@@ -241,7 +241,7 @@ def test_a_4_bit_model_has_the_same_gradient_before_and_after_generating(family,
     assert torch.equal(*gradients) and gradients[0].any()
 
 
-def test_the_same_model_generates_from_every_backend(every_family):
+def test_the_same_model_generates_with_sdpa_eager_and_flex_attention(every_family):
     ids = torch.arange(3, 11).view(1, 8)
     found = []
     for implementation in ("sdpa", "eager", "flex_attention"):
