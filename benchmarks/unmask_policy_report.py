@@ -107,7 +107,11 @@ def joint_table(joint: dict, rules: list[FrontierRow]) -> list[str]:
     def ruled(rows: Iterable[FrontierRow], curve: str, setting: str) -> FrontierRow:
         return next(row for row in rows if row.curve == curve and row.setting == setting)
 
-    chosen = (("threshold", "threshold=0.9"), ("low_confidence", "num_denoising_steps=17"))
+    chosen = (
+        ("threshold", "threshold=0.9"),
+        ("threshold", "threshold=0.99"),
+        ("low_confidence", "num_denoising_steps=17"),
+    )
     for curve, setting in chosen:
         add("nothing", setting.replace("num_denoising_steps=17", "low_confidence, 17 steps"),
             [ruled(untrained, curve, setting)])  # fmt: skip
