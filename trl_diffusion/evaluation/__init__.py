@@ -8,6 +8,8 @@ from .frontier import DecodingPoint, best_at, measure_frontier
 from .frontier_file import FrontierRow, read_frontier, write_frontier
 from .frontier_plot import plot_frontier
 from .measurement import Measurement, measure, wilson_interval
+from .trajectory_plot import plot_rollout
+from .trajectory_view import RolloutView, show_rollout
 
 
 __all__ = [
@@ -15,13 +17,16 @@ __all__ = [
     "DecodingPoint",
     "FrontierRow",
     "Measurement",
+    "RolloutView",
     "best_at",
     "collect_traces",
     "complete",
     "measure",
     "measure_frontier",
     "plot_frontier",
+    "plot_rollout",
     "read_frontier",
+    "show_rollout",
     "wilson_interval",
     "write_frontier",
 ]
