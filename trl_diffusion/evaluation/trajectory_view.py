@@ -83,7 +83,7 @@ class RolloutView:
         return max((cell.step for cell in self.cells), default=0)
 
     def html(self) -> str:
-        """The finished canvas as a fragment of HTML that needs nothing from outside: each token in the color of its
+        """The finished canvas as a fragment of HTML that needs nothing from outside: each token in the colour of its
         step, with the step and the probability where the pointer rests, and a slider that goes back to any step."""
         steps = self.num_steps
         cells = "".join(self._cell(number, cell, steps) for number, cell in enumerate(self.cells))
@@ -206,7 +206,7 @@ def show_rollout(
 
 
 def step_color(step: int, num_steps: int) -> str:
-    """The color of a step, `#rrggbb`: black letters can be read on all of them."""
+    """The colour of a step, `#rrggbb`: black letters can be read on all of them."""
     place = (step - 1) / max(num_steps - 1, 1) * (len(_PALETTE) - 1)
     low = min(int(place), len(_PALETTE) - 2)
     pairs = zip(_PALETTE[low], _PALETTE[low + 1], strict=True)
