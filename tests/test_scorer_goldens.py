@@ -74,8 +74,7 @@ def test_the_answers_read_are_d1s_where_it_has_one():
     for row in rows("countdown"):
         assert verdict("countdown", row)[1] == row["parsed"]
     for line, row in enumerate(rows("sudoku")):
-        # d1 cuts to 16 digits and fills up with zeros; it finds no grid in line 3, where the one that ends the text has
-        # commas.
+        # d1 cuts to 16 digits and fills up with zeros. It finds no grid in line 3, whose rows stand between commas.
         read = verdict("sudoku", row)[1]
         assert read[:16].ljust(16, "0") == row["parsed"] or (line == 3 and read == row["parsed"] == "")
 

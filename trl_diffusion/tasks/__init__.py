@@ -21,6 +21,7 @@ from .arithmetic import (
     stop_half_way,
 )
 from .countdown import (
+    COUNTDOWN3,
     COUNTDOWN_ALPHABET,
     TINY_COUNTDOWN,
     TINY_COUNTDOWN_CANVAS,
@@ -64,6 +65,7 @@ from .tokenization import character_tokenizer
 
 __all__ = [
     "ARITHMETIC_ALPHABET",
+    "COUNTDOWN3",
     "COUNTDOWN_ALPHABET",
     "TINY_ARITHMETIC",
     "TINY_ARITHMETIC_CANVAS",

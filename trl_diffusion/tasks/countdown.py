@@ -26,6 +26,7 @@ from .expressions import MAX_NUMBERS, OPERATORS, check_operators, parse_expressi
 
 
 __all__ = [
+    "COUNTDOWN3",
     "COUNTDOWN_ALPHABET",
     "TINY_COUNTDOWN",
     "TINY_COUNTDOWN_CANVAS",
@@ -43,6 +44,8 @@ __all__ = [
 
 # The task that the tiny checkpoint is trained on and tested with: arguments of `countdown_dataset`.
 TINY_COUNTDOWN = {"num_numbers": (3, 3), "number_range": (1, 20), "target_range": (1, 60), "operators": "+-"}
+# The field's: three numbers up to 100. Its customary test file (see `read_countdown_jsonl`) is not split by numbers.
+COUNTDOWN3 = {"num_numbers": (3, 3), "number_range": (1, 100), "target_range": (1, 100)}
 # "12+15-17" and two end-of-sequence tokens.
 TINY_COUNTDOWN_CANVAS = 10
 # Prompts and expressions of any Countdown, not of the tiny one alone.

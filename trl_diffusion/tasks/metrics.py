@@ -122,7 +122,7 @@ class GSM8KMetric(_LocalMetric):
     """
     Solve rate of GSM8K, see [`gsm8k_verdicts`].
 
-    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (the right
+    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (right
     numbers). The result is `{"solve_rate": float}`, in [0, 1]. Arguments: see [`SudokuMetric`].
     """
 
@@ -142,7 +142,7 @@ class MathMetric(_LocalMetric):
     """
     Solve rate of MATH, see [`math_verdicts`]. Needs math-verify.
 
-    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (the right
+    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (right
     answers, boxed or bare). The result is `{"solve_rate": float}`, in [0, 1]. Arguments: see [`SudokuMetric`].
     """
 

@@ -266,10 +266,10 @@ def sudoku_reward(
     """
     Reward function: the fraction of blank cells that are right, plus a bonus for a solved puzzle.
 
-    The answer is found by [`answer_cells`] and read one character a cell from the first cell on. A missing cell and any
-    character but the right digit are wrong. Solved means that the answer is the 16 digits of the solution and nothing
-    else: longer answers and changed clues keep the fraction and lose the bonus. Without blanks the fraction is 1 if solved,
-    else 0. Special tokens must have been left out when decoding.
+    The answer is found by [`answer_cells`] and read one character a cell from the first cell on. A missing cell and
+    any character but the right digit are wrong. Solved means that the answer is the 16 digits of the solution and
+    nothing else: longer answers and changed clues keep the fraction and lose the bonus. Without blanks the fraction is
+    1 if solved, else 0. Special tokens must have been left out when decoding.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
