@@ -16,7 +16,7 @@ from ..evaluation import DecodingPoint, FrontierRow, best_at, measure_frontier, 
 from ..evaluation.frontier_plot import check_plot
 from ..models import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from ..trainer import UnmaskPolicyConfig, UnmaskPolicyTrainer
-from .evaluate import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
+from .curves import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
 from .rl import (
     RewardProgressCallback,
     RLScriptArguments,
@@ -144,7 +144,7 @@ def run_unmask_policy(
         trainer.create_model_card(dataset_name=task.hub_dataset)
         if rows:
             title = f"{os.path.basename(path)}, {len(task.test_dataset)} held-out problems"
-            print_rows(rows, title, with_curves=True)
+            print_rows(rows, title)
             plot_frontier(rows, os.path.join(config.output_dir, "frontier.png"), title)
             results |= _summary(rows)
         results["seconds"] = time.perf_counter() - started
