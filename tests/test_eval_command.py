@@ -112,7 +112,7 @@ def test_the_model_says_what_is_not_given_but_for_the_seed(tmp_path, capsys):
         (["--preset", "d2"], "preset='d2' must be one of d1-128, d1-256, d1-512"),
         (["--chat_template_kwargs", "[1]"], "chat_template_kwargs='[1]' must be a JSON object"),
         (["--tasks", "sudoku,sudoku"], "tasks=sudoku,sudoku has 'sudoku' twice"),
-        (["--tasks", ","], "tasks=, names no task"),
+        (["--tasks", ","], "tasks=',' names no task"),
         (["--tasks", "no-such-task"], "tasks='no-such-task' has no reward of its own. Give reward_funcs, name a file"),
         (["--tasks", "no-such.jsonl"], "tasks='no-such.jsonl' is no file"),
         (["--reward_funcs", "sudoku_reward"], "reward_funcs=['sudoku_reward'] does nothing"),

@@ -13,6 +13,12 @@ from rich.text import Text
 from ..evaluation import Comparison, compare_runs
 
 
+_TESTS = {
+    "McNemar": "McNemar's exact test where each problem is right or wrong",
+    "permutation": "a paired permutation test of grades and of means over seeds",
+}
+
+
 def run_compare(folders: Sequence[str]):
     """Compare the first folder with each of the others, and print tables.
 
@@ -30,8 +36,8 @@ def run_compare(folders: Sequence[str]):
 def print_comparisons(comparisons: Sequence[Comparison], title: str):
     """A table with a row per task, and one for its score where it has grades."""
     table = Table(title=Text(title), box=SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for column in ("problems", "A", "B", "B − A", "95 % interval", "p", "test"):
+    table.add_column("", overflow="fold", min_width=14)
+    for column in ("problems", "A", "B", "B − A", "95 % interval", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in comparisons:
         table.add_row(
@@ -42,6 +48,7 @@ def print_comparisons(comparisons: Sequence[Comparison], title: str):
             f"{row.difference:+.3f}",
             f"{row.low:+.3f} to {row.high:+.3f}",
             f"{row.p_value:.2g}" if row.p_value < 0.001 else f"{row.p_value:.3f}",
-            row.test,
         )
     Console().print(table)
+    used = {row.test for row in comparisons}
+    print("p: " + "; ".join(words for test, words in _TESTS.items() if test in used) + ".")

@@ -192,7 +192,7 @@ def task_names(values: Sequence[str]) -> list[str]:
     for value in values:
         names += [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
     if not names:
-        raise ValueError(f"tasks={','.join(values)!r} names no task.")
+        raise ValueError(f"tasks={' '.join(values)!r} names no task.")
     for place, name in enumerate(names):
         if name in names[:place]:
             raise ValueError(f"tasks={','.join(names)} has {name!r} twice.")
@@ -283,17 +283,8 @@ def print_preset(args: Namespace, config: DiffusionGenerationConfig, given: dict
 def print_results(results: dict[str, TaskResult], title: str):
     """A table with a row per task; its other metrics stand under it."""
     table = Table(title=Text(title), box=SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    columns = (
-        "problems",
-        "accuracy",
-        "95 % interval",
-        "forward\npasses",
-        "tokens\nper pass",
-        "tokens",
-        "tokens\nper s",
-    )
-    for column in columns:
+    table.add_column("", overflow="fold", min_width=16)
+    for column in ("problems", "accuracy", "95 % interval", "forward\npasses", "tokens", "tokens\nper s"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
         speed = "" if result.tokens_per_second is None else f"{result.tokens_per_second:.0f}"
