@@ -17,7 +17,7 @@ from ..evaluation.frontier_plot import check_plot
 from ..hub import MeasuredFigure, own_command, without_secrets, write_json
 from ..models import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from ..trainer import UnmaskPolicyConfig, UnmaskPolicyTrainer
-from .evaluate import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
+from .curves import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
 from .rl import (
     RewardProgressCallback,
     RLScriptArguments,
@@ -144,7 +144,7 @@ def run_unmask_policy(
         os.makedirs(config.output_dir, exist_ok=True)
         if rows:
             title = f"{os.path.basename(path)}, {len(task.test_dataset)} held-out problems"
-            print_rows(rows, title, with_curves=True)
+            print_rows(rows, title)
             plot_frontier(rows, os.path.join(config.output_dir, "frontier.png"), title)
             results |= _summary(rows)
         results["seconds"] = time.perf_counter() - started
