@@ -38,12 +38,15 @@ print(json.dumps({"log": logs, "before": before.correct, "after": after.correct,
                   "steps": rollout_before.unmask_step.tolist(), "example": example}))
 """
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-# GSM8K is on the Hub: two rows in its place.
+# GSM8K is on the Hub: two rows of each split in its place.
 ROWS = """
 import trl_diffusion.scripts.tasks
-from datasets import Dataset, DatasetDict
-rows = Dataset.from_dict({"question": ["1 + 1?", "What is 2 - 7?"], "answer": ["2\\n#### 2", "minus\\n#### -5"]})
-trl_diffusion.scripts.tasks.load_dataset = lambda *names: DatasetDict(train=rows, test=rows)
+from datasets import Dataset
+gsm8k = {
+    "train": {"question": ["1 + 1?", "What is 2 - 7?"], "answer": ["2\\n#### 2", "minus\\n#### -5"]},
+    "test": {"question": ["2 + 2?", "What is 3 - 7?"], "answer": ["4\\n#### 4", "minus\\n#### -4"]},
+}
+trl_diffusion.scripts.tasks.load_rows = lambda name, config, split, *option: Dataset.from_dict(gsm8k[split])
 """
 
 
@@ -124,7 +127,7 @@ def test_the_adapter_is_saved_and_loads_again(run):
     card = (adapter / "README.md").read_text()
     found = results(cells)
     before, after = (sum(found[name]) / 16 for name in ("before", "after"))
-    assert f"| accuracy | {before:.3f} | {after:.3f} |" in card
+    assert f"| sudoku | accuracy | {before:.3f} | {after:.3f} |" in card
     assert "the same tokens: True" in printed(cells["reload"])
     # Here too, away from the notebook.
     model = AutoModelForDiffusionLM.from_pretrained(adapter).eval()
