@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 
-LOG_IN = "set HF_TOKEN to a token, or log in with `hf auth login`"
+LOG_IN = "set HF_TOKEN, or log in with `hf auth login`"
 
 
 class HubError(OSError):
@@ -88,8 +88,8 @@ def _gated(error: GatedRepoError, repo_id: str | None) -> str:
     page = f"{constants.ENDPOINT}/{repo_id}"
     if error.response.status_code == 401:
         return (
-            f"{_named(repo_id)} is gated, and no token was sent: accept its conditions at {page}, then {LOG_IN} of "
-            "that account."
+            f"{_named(repo_id)} is gated, and no token was sent: accept its conditions at {page}, and with the "
+            f"token of that account {LOG_IN}."
         )
     return (
         f"{_named(repo_id)} is gated, and the account of the token is not on its list: accept its conditions at "
@@ -100,14 +100,13 @@ def _gated(error: GatedRepoError, repo_id: str | None) -> str:
 def _not_found(error: RepositoryNotFoundError, repo_id: str | None) -> str:
     return (
         f"There is no model {_named(repo_id)} at {constants.ENDPOINT} that this account may see. Check the name "
-        f"('user/name'); it may be a dataset or a Space. If it is private, {LOG_IN} that may read it."
+        f"('user/name'); it may be a dataset or a Space. If it is private, {LOG_IN}."
     )
 
 
 def _revision(error: RevisionNotFoundError, repo_id: str | None) -> str:
-    return (
-        f"{_named(repo_id)} has no branch, tag or commit of that name ({error.server_message or error}): see its page."
-    )
+    said = error.server_message or error
+    return f"{_named(repo_id)} has no branch, tag or commit of that name ({said}). Its page lists them."
 
 
 def _status(error: HfHubHTTPError, repo_id: str | None) -> str | None:

@@ -3,7 +3,10 @@
 
 """Figures of a card: what was measured, on what, how surely, and by which command."""
 
+import json
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub import EvalResult
 
@@ -113,3 +116,60 @@ def measured_text(figures: list[MeasuredFigure]) -> str:
     for command in dict.fromkeys(figure.command for figure in figures if figure.command):
         lines += ["", f"Printed by `{command}`."]
     return "\n".join(lines) + "\n"
+
+
+def read_eval_results(folder: str | os.PathLike) -> list[MeasuredFigure]:
+    """The figures of an evaluation, of `results.json` in the output folder of `trl-diffusion eval`.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            That folder.
+
+    Raises:
+        ValueError: there is no such file, or it holds no tasks.
+    """
+    path = os.path.join(folder, "results.json")
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"eval_results={str(folder)!r} has no results.json: `trl-diffusion eval --output_dir` writes it."
+        )
+    with open(path, encoding="utf-8") as file:
+        results = json.load(file)
+    tasks = results.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        raise ValueError(f"{path!r} holds no tasks: it is not the file that `trl-diffusion eval` writes.")
+    return [figure for name, task in tasks.items() for figure in _task_figures(name, task, results)]
+
+
+def _task_figures(name: str, task: dict[str, Any], results: dict[str, Any]) -> list[MeasuredFigure]:
+    """A task's accuracy, with its interval, and what it cost."""
+    shared = {
+        "task": name,
+        "dataset": task.get("dataset"),
+        "num_examples": task["num_problems"],
+        "command": results.get("command"),
+        "settings": _decoding(results.get("generation_config") or {}, task.get("seeds") or []),
+    }
+    interval = (task["accuracy_low"], task["accuracy_high"])
+    figures = [MeasuredFigure(metric="accuracy", after=task["accuracy"], interval=interval, **shared)]
+    return figures + [
+        MeasuredFigure(metric=metric, after=task[metric], **shared)
+        for metric in ("forward_passes", "tokens_per_pass")
+        if task.get(metric) is not None
+    ]
+
+
+def _decoding(settings: dict[str, Any], seeds: list[int]) -> str | None:
+    """How was decoded, in a card's cell."""
+    names = (
+        "max_new_tokens",
+        "block_length",
+        "num_denoising_steps",
+        "unmasking",
+        "threshold",
+        "factor",
+        "temperature",
+    )
+    parts = [f"{name}={settings[name]}" for name in (*names, "temperature") if settings.get(name) not in (None, 0.0)]
+    parts += [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
+    return ", ".join(parts) or None

@@ -199,15 +199,17 @@ def card_for(card: str, repo_id: str, places: list[str]) -> str:
     return card[: code.start(1)] + block + card[code.end(1) :]
 
 
-def contents(folder: str | os.PathLike, repo_id: str) -> dict[str, str | bytes]:
+def hub_contents(
+    folder: str | os.PathLike, repo_id: str, card: str | None = None, places: list[str] | None = None
+) -> dict[str, str | bytes]:
     """Path in the repository -> file on this machine, or its content where that differs from the file's: ids of the
-    Hub stand in it instead of folders of this machine."""
+    Hub stand in it instead of folders of this machine. Arguments as in [`push_folder`]."""
     folder = Path(folder)
-    arguments = read_training_args(str(folder)).get("arguments", {})
-    places = [str(folder), str(folder.absolute()), arguments.get("output_dir"), arguments.get("hub_model_id")]
+    written = read_training_args(str(folder)).get("repo_id")
+    places = [str(folder), str(folder.absolute()), *(places or []), *([written] if written else [])]
     found: dict[str, str | bytes] = {name: str(folder / name) for name in hub_files(folder)}
     if CARD in found:
-        card = (folder / CARD).read_text(encoding="utf-8")
+        card = (folder / CARD).read_text(encoding="utf-8") if card is None else card
         found[CARD] = card_for(card, repo_id, [*places, repo_id]).encode()
     for name in list(found):
         kind = os.path.basename(name)
@@ -265,6 +267,8 @@ def push_folder(
     token: str | None = None,
     revision: str | None = None,
     blocking: bool = True,
+    card: str | None = None,
+    places: list[str] | None = None,
 ) -> CommitInfo | Future:
     """Upload what belongs to the model of a folder, in one commit; weights of an older push that are no longer there
     are deleted in it.
@@ -280,11 +284,15 @@ def push_folder(
             For the Hub.
         blocking (`bool`, *optional*, defaults to `True`):
             Wait for the upload to end; otherwise a future of it is returned.
+        card (`str`, *optional*):
+            Instead of the folder's card.
+        places (`list[str]`, *optional*):
+            What else the card's quick start may call the folder.
 
     Raises:
         HubError: the Hub refuses it.
     """
-    new = contents(folder, repo_id)
+    new = hub_contents(folder, repo_id, card, places)
     api = HfApi(token=token)
     with hub_errors(repo_id):
         there = api.list_repo_files(repo_id, revision=revision)

@@ -49,12 +49,16 @@ def write_json(content: Any, path: str):
     os.replace(f"{path}.tmp", path)
 
 
-def write_training_args(folder: str, trainer: str, arguments: dict[str, Any], quantization: str | None):
+def write_training_args(
+    folder: str, repo_id: str, trainer: str, arguments: dict[str, Any], quantization: str | None = None
+):
     """Write `training_args.json`: which trainer, and its arguments without secrets.
 
     Args:
         folder (`str`):
             Where the model is.
+        repo_id (`str`):
+            What its card's quick start loads: a Hub id or a folder.
         trainer (`str`):
             Name of the trainer's class.
         arguments (`dict`):
@@ -62,7 +66,8 @@ def write_training_args(folder: str, trainer: str, arguments: dict[str, Any], qu
         quantization (`str`, *optional*):
             How the base of an adapter was quantized in training.
     """
-    content = {"trainer": trainer, "trl_diffusion": version("trl-diffusion"), "base_quantization": quantization}
+    content = {"repo_id": repo_id, "trainer": trainer, "trl_diffusion": version("trl-diffusion")}
+    content["base_quantization"] = quantization
     write_json({**content, "arguments": without_secrets(arguments)}, os.path.join(folder, TRAINING_ARGS))
 
 

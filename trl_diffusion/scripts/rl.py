@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, ProgressCallback, set_seed
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
-from ..evaluation import complete
+from ..evaluation import complete, wilson_interval
 from ..hub import MeasuredFigure, own_command, without_secrets, write_json
 from ..trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
 from .tasks import RLTask, load_rl_task
@@ -181,6 +181,7 @@ def run_rl(
             before=before[metric],
             dataset=task.hub_dataset,
             num_examples=len(task.test_dataset),
+            interval=wilson_interval(after[metric], len(task.test_dataset)) if metric == "solve_rate" else None,
             seeds=(config.seed,),
             command=own_command(),
         )

@@ -99,7 +99,8 @@ class HubMixin(DiffusionCardMixin):
         family = self._card_model.get_base_model() if isinstance(self._card_model, PeftModel) else self._card_model
         if getattr(family, "is_quantized", False):
             quantization = str(family.config.quantization_config.quant_method)
-        write_training_args(folder, type(self).__name__, self.args.to_dict(), quantization)
+        repo_id = self.hub_model_id or self.args.output_dir
+        write_training_args(folder, repo_id, type(self).__name__, self.args.to_dict(), quantization)
 
     def push_to_hub(
         self,
