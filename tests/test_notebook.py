@@ -34,8 +34,10 @@ setup["num_test"] = 16
 """
 RESULTS = """
 import json
+pulled = denoise(AutoModelForDiffusionLM.from_pretrained(PUSH_TO).eval(), example["prompt"])
 print(json.dumps({"log": logs, "before": before.correct, "after": after.correct, "canvas": rollout_after.completions(),
-                  "steps": rollout_before.unmask_step.tolist(), "example": example}))
+                  "steps": rollout_before.unmask_step.tolist(), "example": example,
+                  "pulled": pulled.completions()}))
 """
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 # GSM8K is on the Hub: two rows of each split in its place.
@@ -139,13 +141,17 @@ def test_the_adapter_is_saved_and_loads_again(run):
 
 
 @pytest.mark.slow
-def test_the_push_sends_what_was_saved(run):
+def test_the_push_sends_what_was_saved_and_the_hub_gives_it_back(run):
     cells, folder, pushed = run
     assert "pushed to user/sudoku-lora" in printed(cells["push"])
     local = folder / "outputs" / "lora-tracerl-tiny"
-    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"):
+    for name in ("adapter_model.safetensors", "tokenizer.json", "README.md"):
         assert pushed[name] == (local / name).read_bytes()
     assert b"sudoku_reward" in pushed["README.md"]
+    assert results(cells)["pulled"] == results(cells)["canvas"]
+    # Nothing of the machine it ran on, such as the kernel's command.
+    texts = b"".join(content for name, content in pushed.items() if name.endswith((".md", ".json")))
+    assert str(ROOT).encode() not in texts and str(folder).encode() not in texts and b"ipykernel" not in texts
 
 
 # The large setups: a tiny family in the place of the model, and its canvas.

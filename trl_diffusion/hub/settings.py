@@ -82,11 +82,11 @@ def read_training_args(folder: str) -> dict[str, Any]:
 
 def own_command() -> str | None:
     """The command that started this process, for a card, without the values of options that are secrets; `None` where
-    it is no script or console command."""
+    it is no script or console command, but a module or a notebook's kernel."""
     program = sys.argv[0]
     if os.path.basename(program) == "trl-diffusion":
         words = ["trl-diffusion"]
-    elif program.endswith(".py") and os.path.basename(program) != "__main__.py":
+    elif program.endswith(".py") and os.path.basename(program) not in ("__main__.py", "ipykernel_launcher.py"):
         words = ["python", program]
     else:
         return None
