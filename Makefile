@@ -49,7 +49,7 @@ venv: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[test,math,plots,rewriting]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[test,math,notebook,plots,rewriting]'
 	touch $@
 
 clean:

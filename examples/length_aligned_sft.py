@@ -33,7 +33,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from trl_diffusion import DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer, align_lengths
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import complete
-from trl_diffusion.scripts.align_lengths import load_rows
+from trl_diffusion.scripts.local_data import load_rows
 from trl_diffusion.tasks import (
     TINY_ARITHMETIC,
     OpenAIRewriter,

@@ -19,8 +19,9 @@ from trl_diffusion import (
 )
 from trl_diffusion.checkpoints import tiny_checkpoint
 from trl_diffusion.evaluation import read_frontier
+from trl_diffusion.evaluation.task import sudoku_task
 from trl_diffusion.generation.unmasking import RULES
-from trl_diffusion.scripts import evaluate
+from trl_diffusion.scripts import curves
 from trl_diffusion.scripts.cli import main
 from trl_diffusion.tasks import solve_rate, sudoku_dataset
 
@@ -35,16 +36,18 @@ ROWS = sudoku_dataset("test", num_puzzles=6, num_clues=(12, 13))
 def easy_task(monkeypatch):
     """The Sudoku task, with the problems above and nothing to train on."""
 
-    def load(name, reward_funcs=None, num_test=None):
-        assert name == "sudoku" and reward_funcs is None
-        correct, metrics = tasks._sudoku_correct, tasks._sudoku_metrics
-        return tasks.RLTask(ROWS, ROWS.select(range(num_test or 6)), [], correct, metrics)
+    real = tasks.load_task
 
-    monkeypatch.setattr(tasks, "load_rl_task", load)
+    def load(name, reward_funcs=None, num_test=None, split="test", option="tasks"):
+        if name != "sudoku":
+            return real(name, reward_funcs, num_test, split, option)
+        return sudoku_task(ROWS.select(range(num_test or 6)))
+
+    monkeypatch.setattr(tasks, "load_task", load)
 
 
 def run(*arguments, model=MODEL):
-    return main(["eval", "--model", model, "--task", "sudoku", "--device", "cpu", "--batch_size", "4", *arguments])
+    return main(["eval", "--model", model, "--tasks", "sudoku", "--device", "cpu", "--batch_size", "4", *arguments])
 
 
 def run_frontier(folder, *arguments):
@@ -77,12 +80,14 @@ def test_the_table_is_what_generate_achieves(capsys):
     assert run("--unmasking", "threshold", "--threshold", "0.9", "--num_denoising_steps", "none") == 0
     rate, passes = expected(unmasking="threshold", threshold=0.9, num_denoising_steps=None)
     out = capsys.readouterr().out
-    assert 0 < rate < 1 and "sudoku, 6 problems" in out and "95 % interval" in out
-    cells = out.splitlines()[-2].split()
-    assert cells[0] == f"{rate:.3f}" and cells[2] == f"{passes:.2f}"
-    assert float(cells[3]) == pytest.approx(17 / passes, abs=0.006) and cells[4] == "17.0"
-    low, high = map(float, cells[1].split("–"))
+    assert 0 < rate < 1 and MODEL in out and "95 % interval" in out
+    row, cells_right = (line.split() for line in out.splitlines()[-3:-1])
+    assert row[:3] == ["sudoku", "6", f"{rate:.3f}"] and row[4] == f"{passes:.2f}"
+    assert row[5] == "17.0" and float(row[6]) > 0
+    low, high = map(float, row[3].split("–"))
     assert low < rate < high
+    assert cells_right[:2] == ["cell", "accuracy"] and rate < float(cells_right[2]) < 1
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_the_model_says_what_is_not_given_but_for_the_seed(tmp_path, capsys):
@@ -91,7 +96,7 @@ def test_the_model_says_what_is_not_given_but_for_the_seed(tmp_path, capsys):
     model.save_pretrained(tmp_path)
     load_tokenizer(tiny_checkpoint(MODEL)).save_pretrained(tmp_path)
     assert run(model=str(tmp_path)) == 0
-    assert capsys.readouterr().out.splitlines()[-2].split()[2] == "3.00"
+    assert capsys.readouterr().out.splitlines()[-3].split()[4] == "3.00"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +108,20 @@ def test_the_model_says_what_is_not_given_but_for_the_seed(tmp_path, capsys):
         (["--curves", "random"], "curves=['random'] does nothing without frontier"),
         (["--curves"], "curves=[] does nothing without frontier"),
         (["--policies", "x/y"], "policies=['x/y'] does nothing without frontier"),
-        (["--output_dir", "out"], "output_dir='out' does nothing without frontier"),
-        (["--overwrite"], "overwrite=True does nothing without frontier"),
+        (["--overwrite"], "overwrite=True does nothing without output_dir"),
+        (["--preset", "d2"], "preset='d2' must be one of d1-128, d1-256, d1-512"),
+        (["--chat_template_kwargs", "[1]"], "chat_template_kwargs='[1]' must be a JSON object"),
+        (["--tasks", "sudoku,sudoku"], "tasks=sudoku,sudoku has 'sudoku' twice"),
+        (["--tasks", ","], "tasks=',' names no task"),
+        (["--tasks", "no-such-task"], "tasks='no-such-task' has no reward of its own. Give reward_funcs, name a file"),
+        (["--tasks", "no-such.jsonl"], "tasks='no-such.jsonl' is no file"),
+        (["--reward_funcs", "sudoku_reward"], "reward_funcs=['sudoku_reward'] does nothing"),
+        (["--compare", "a", "b"], "does nothing with compare"),
+        (
+            ["--frontier", "--output_dir", "out", "--tasks", "sudoku", "arithmetic"],
+            "tasks=sudoku,arithmetic: frontier takes one task",
+        ),
+        (["--frontier", "--output_dir", "out", "--preset", "d1-128"], "preset='d1-128' sets what the curves"),
         (["--frontier"], "output_dir is not given"),
         (["--frontier", "--output_dir", "out", "--curves"], "curves is empty, and policies is not given"),
         (
@@ -152,7 +169,7 @@ def test_curves_are_measured_drawn_and_gone_on_with(tmp_path, capsys):
     folder = tmp_path / "out"
     assert run_frontier(folder, "--curves", "threshold", "random", "--seeds", "1", "2") == 0
     rows = read_frontier(folder / "frontier.csv")
-    thresholds = evaluate.SWEEPS["threshold"][1]
+    thresholds = curves.SWEEPS["threshold"][1]
     assert [row.setting for row in rows[:7]] == [f"threshold={value}" for value in thresholds]
     assert [row.setting for row in rows[7:]] == [f"num_denoising_steps={steps}" for steps in (1, 2, 4, 8, 17)]
     assert [row.forward_passes for row in rows[7:]] == [1, 2, 4, 8, 17]
@@ -183,7 +200,7 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, capsys):
     for more in changed:
         assert run_frontier(tmp_path, *few, *more) == 1
     assert main(
-        ["eval", "--model", "sudoku-sdar-tiny", "--task", "sudoku", "--device", "cpu", "--frontier"]
+        ["eval", "--model", "sudoku-sdar-tiny", "--tasks", "sudoku", "--device", "cpu", "--frontier"]
         + ["--output_dir", str(tmp_path), *few]
     ) == 1  # fmt: skip
     lines = errors(capsys.readouterr())
@@ -217,12 +234,12 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, capsys):
 )
 def test_steps_go_from_one_per_block_to_one_per_token(canvas, block, steps):
     # round(canvas / 2^k), halves to the even number; above a step per block.
-    assert evaluate.step_ladder(canvas, block) == steps
+    assert curves.step_ladder(canvas, block) == steps
 
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_has_a_curve_of_settings_that_are_valid(rule):
-    points = evaluate.rule_points(rule, [2, 4])
+    points = curves.rule_points(rule, [2, 4])
     configs = [point.config(DiffusionGenerationConfig(max_new_tokens=8)) for point in points]
     assert len(configs) >= 2 and {config.unmasking for config in configs} == {rule}
     assert {point.curve for point in points} == {rule} and len({point.setting for point in points}) == len(points)
@@ -232,7 +249,7 @@ def test_every_rule_has_a_curve_of_settings_that_are_valid(rule):
 
 
 def test_a_policy_is_swept_over_beta():
-    points = evaluate.policy_points("runs/policy", {"policy_temperature": 0.5})
+    points = curves.policy_points("runs/policy", {"policy_temperature": 0.5})
     assert [point.fields["policy_beta"] for point in points] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]
     assert {point.curve for point in points} == {point.fields["unmasking"] for point in points} == {"runs/policy"}
     assert points[0].setting == "policy_temperature=0.5, policy_beta=0.25"
@@ -246,7 +263,7 @@ def test_a_saved_policy_is_a_curve(tmp_path, capsys):
     given = ["--curves", "sequential", "--policies", path, "--policy_temperature", "0.5"]
     assert run_frontier(tmp_path / "out", *given, "--seeds", "0", "1") == 0
     rows = [row for row in read_frontier(tmp_path / "out" / "frontier.csv") if row.curve == path]
-    assert [row.setting for row in rows] == [f"policy_temperature=0.5, policy_beta={b}" for b in evaluate.POLICY_BETAS]
+    assert [row.setting for row in rows] == [f"policy_temperature=0.5, policy_beta={b}" for b in curves.POLICY_BETAS]
     assert {row.unmasking for row in rows} == {path} and {row.seeds for row in rows} == {(0, 1)}
     # The larger β, the more is committed at once.
     passes = [row.forward_passes for row in rows]
@@ -274,7 +291,7 @@ def test_a_policy_is_measured_beside_rules_that_keep_to_another_schedule(tmp_pat
     given = ["--curves", "sequential", "--policies", str(tmp_path / "policy"), "--step_schedule", "linear_time"]
     assert run_frontier(tmp_path / "out", *given, "--num_test", "2") == 0
     settings = {row.setting for row in read_frontier(tmp_path / "out" / "frontier.csv") if row.curve != "sequential"}
-    assert settings == {f"step_schedule=even, policy_beta={beta}" for beta in evaluate.POLICY_BETAS}
+    assert settings == {f"step_schedule=even, policy_beta={beta}" for beta in curves.POLICY_BETAS}
 
 
 def test_a_policy_that_does_not_exist_is_known_before_anything_is_measured(tmp_path, capsys):
@@ -295,7 +312,7 @@ def test_the_help_names_the_options(capsys):
         main(["eval", "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for option in ("task", "num_test", "batch_size", "seeds", "frontier", "curves", "policies", "output_dir"):
+    for option in ("tasks", "num_test", "batch_size", "seeds", "frontier", "curves", "policies", "output_dir"):
         assert f"--{option}" in text
     assert "low_confidence random threshold factor" in " ".join(text.split()) and "--block_length" in text
 
@@ -303,7 +320,7 @@ def test_the_help_names_the_options(capsys):
 def test_the_page_says_what_is_swept_and_its_python_block_runs(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "evaluation.md").read_text()
     assert all(f"`{rule}`" in page for rule in RULES)
-    for field, values in evaluate.SWEEPS.values():
+    for field, values in curves.SWEEPS.values():
         written = re.search(rf"`{field}`: ([\d., /]+) \|", page)[1].split(", ")
         assert tuple(eval(value) for value in written) == values  # the project's own text
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -322,7 +339,7 @@ def test_the_commands_of_the_pages_run(document, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     UnmaskPolicyModel(UnmaskPolicyModelConfig()).save_pretrained("sudoku-policy")
     for command in commands:
-        short = ["--num_test", "2", "--task", "sudoku", "--model", MODEL]
+        short = ["--num_test", "2", "--tasks", "sudoku", "--model", MODEL]
         if "--frontier" in command:
             short += ["--curves", "sequential"]
         assert main([*command, *short]) == 0, command

@@ -24,6 +24,7 @@ from trl_diffusion.evaluation import (
     wilson_interval,
     write_frontier,
 )
+from trl_diffusion.evaluation.fingerprint import rule_identity
 from trl_diffusion.tasks import character_tokenizer, sudoku_dataset
 
 
@@ -345,12 +346,12 @@ def test_a_live_policy_is_known_by_its_config_too(loaded, measured, tmp_path):
 def test_a_folder_of_a_policy_is_known_by_its_weights(tmp_path):
     for name, content in (("config.json", "{}"), ("model.safetensors", "1"), ("README.md", "a")):
         (tmp_path / name).write_text(content)
-    before = frontier._identity(str(tmp_path))
+    before = rule_identity(str(tmp_path))
     (tmp_path / "README.md").write_text("b")
-    assert frontier._identity(str(tmp_path)) == before
+    assert rule_identity(str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_text("2")
-    assert frontier._identity(str(tmp_path)) != before
-    assert frontier._identity("threshold") == "threshold" and frontier._identity("user/policy") == "user/policy"
+    assert rule_identity(str(tmp_path)) != before
+    assert rule_identity("threshold") == "threshold" and rule_identity("user/policy") == "user/policy"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}}'])

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from trl.rewards import accuracy_reward
 
-from trl_diffusion.scripts import tasks
+from trl_diffusion.scripts import local_data, tasks
 from trl_diffusion.tasks.answers import answer_spans, final_answer
 from trl_diffusion.tasks.math import INSTRUCTION, map_gsm8k, map_metamathqa
 
@@ -154,12 +154,12 @@ def test_a_metamathqa_row_without_its_answer_is_named(response):
 
 def test_metamathqa_is_tested_on_gsm8k(monkeypatch):
     sources = {
-        "openai/gsm8k": DatasetDict(train=GSM8K, test=GSM8K),
+        "openai/gsm8k": DatasetDict(train=GSM8K.select([0]), test=GSM8K.select([1])),
         "meta-math/MetaMathQA": DatasetDict(train=METAMATH),
     }
-    monkeypatch.setattr(tasks, "load_dataset", lambda name, *args: sources[name])
+    monkeypatch.setattr(local_data, "load_dataset", lambda name, config, split: sources[name][split])
     task = tasks.load_rl_task("meta-math/MetaMathQA")
     assert len(task.train_dataset) == 5 and task.train_dataset["reasoning"][2].endswith("The answer is: \\boxed{5}")
-    assert task.test_dataset["solution"][:] == ["1224", "-5"]
+    assert task.test_dataset["solution"][:] == ["-5"]
     assert task.hub_dataset == "meta-math/MetaMathQA" and task.reward_funcs == [accuracy_reward]
-    assert "reasoning" in tasks.load_rl_task("openai/gsm8k").train_dataset.column_names
+    assert "reasoning" in tasks.load_rl_task("gsm8k").train_dataset.column_names

@@ -14,10 +14,12 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
+import trl_diffusion.scripts.local_data as local_data
 import trl_diffusion.scripts.tasks as tasks
 from trl_diffusion import BGPOTrainer, DiffusionGenerationConfig, TraceRLConfig, TraceRLTrainer
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints
 from trl_diffusion.evaluation import Completions, complete
+from trl_diffusion.evaluation.task import reward_task
 from trl_diffusion.scripts.rl import RLScriptArguments, run_rl, without_secrets
 from trl_diffusion.tasks import (
     TINY_COUNTDOWN,
@@ -142,12 +144,18 @@ def test_the_solve_rate_is_the_mean_of_the_verdicts(name, column, rate):
 
 def test_rewards_that_reach_one_are_a_verdict(monkeypatch):
     rows = Dataset.from_dict({"prompt": ["a", "b", "c"]})
-    monkeypatch.setattr(tasks, "load_dataset", lambda name: DatasetDict(train=rows, test=rows))
-    monkeypatch.setattr(tasks, "load_reward", lambda name: lambda completions, **_: [float(c) for c in completions])
+    others = Dataset.from_dict({"prompt": ["d", "b"]})
+    monkeypatch.setattr(local_data, "load_dataset", lambda name: DatasetDict(train=others, test=rows))
+
+    def number(completions, **kwargs):
+        return [float(text) for text in completions]
+
+    monkeypatch.setattr(tasks, "load_reward", lambda name: number)
     task = tasks.load_rl_task("some/dataset", ["r", "s"])
     some = Completions(texts=["0.5", "0.4", "2"], forward_passes=1.0, ids=[[]] * 3, unmask_step=[[]] * 3)
     assert task.correct(some, rows) == [1.0, 0.0, 1.0]
     assert task.metrics(some, rows) == {"reward": pytest.approx(5.8 / 3), "solve_rate": 2 / 3}
+    assert task.train_dataset["prompt"][:] == ["d"] and task.hub_dataset == "some/dataset"  # "b" is held out
 
 
 def test_gsm8k_rows_become_prompts_with_a_verifiable_answer():
@@ -196,7 +204,8 @@ def test_the_metrics_of_unknown_data_are_its_rewards_called_as_trl_calls_them():
     completions = Completions(
         texts=["one", "skip"], forward_passes=1.0, ids=[[1, 2, 3], [4]], unmask_step=[[1, 1, 2], [1]]
     )
-    assert tasks._reward_metrics([late, full])(completions, rows) == {"reward": 0.875, "solve_rate": 0.5}
+    task = reward_task(rows, [late, full])
+    assert task.metrics(completions, rows) == {"reward": 0.875, "solve_rate": 0.5}
 
 
 # Evaluation
@@ -319,7 +328,9 @@ def test_the_path_of_a_gpu_user_runs_on_a_tiny_chat_model(trainer_class, tmp_pat
     tokenizer.chat_template = CHAT
     random_model("sdar", tokenizer, max_position_embeddings=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(tasks, "load_dataset", lambda *args: DatasetDict(train=GSM8K, test=GSM8K))
+    others = GSM8K.map(lambda row: {"question": f"{row['question']} Once more."})
+    splits = {"train": others, "test": GSM8K}
+    monkeypatch.setattr(local_data, "load_dataset", lambda name, config, split: splits[split])
     settings = {"max_completion_length": 8, "unmasking": "threshold", "threshold": 0.9}
     config = short_config(tmp_path / "out", trainer_class._config_class, **settings)
     model_args = ModelConfig(

@@ -303,11 +303,17 @@ def reward(completion, **kwargs):
         ("2" + SOLUTION[1:15] + "2", 0.0),  # both blanks wrong
         ("1" * 16, 1.0),  # both blanks right, clues changed: no bonus
         (SOLUTION + "1", 1.0),  # too long: cells count, no bonus
-        (SOLUTION + "</answer>", 1.0),
+        (SOLUTION + "</answer>", 2.0),
         (SOLUTION[:15], 0.5),  # too short: the last cell is missing
         ("", 0.0),
         ("x" + SOLUTION[1:], 0.5),
-        ("The grid is: " + SOLUTION, 0.0),
+        ("The grid is: " + SOLUTION, 2.0),
+        (f"First {'1' * 16}, then <answer>\n1234 3412\n2143 4321</answer> {'1' * 16}", 2.0),
+        (f"<answer>{SOLUTION}2</answer>", 1.0),
+        (f"<answer></answer> {SOLUTION}", 0.0),
+        (f"No: {'1' * 16}. Yes: {SOLUTION}", 2.0),
+        # Prose is no grid, though its first character would do for the first cell.
+        ("1 is what must stand in the first cell, for the row has no other", 0.0),
         ("１" + SOLUTION[1:], 0.5),  # a full-width digit is not a digit 1-4
         ([{"role": "assistant", "content": SOLUTION}], 2.0),
         ([{"role": "assistant", "content": SOLUTION[:15]}], 0.5),

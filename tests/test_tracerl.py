@@ -233,7 +233,9 @@ def test_a_block_longer_than_the_canvas_can_be_saved(tokenizer, tmp_path):
     trainer = rl_trainer("tracerl", model, tokenizer, tmp_path, block_length=None, max_steps=1)
     trainer.train()
     trainer.save_model(str(tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["block_length"] == 8
+    # The model's own block is meant, and the canvas of the run.
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (saved["block_length"], saved["max_new_tokens"]) == (None, 6)
 
 
 def test_a_second_training_begins_with_the_blocks_of_the_first(tokenizer, tmp_path):

@@ -89,9 +89,10 @@ def test_the_card_has_a_quick_start_that_runs(tokenizer, tmp_path, name, capsys)
     trainer.create_model_card()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "unmasking policy" in card.lower() and "2512.09106" in card and "| alpha | 0.5 |" in card
-    assert ("tiny_checkpoint" in card) == (name == "a tiny checkpoint") and "| unmasking |" not in card
+    assert ("tiny_checkpoint" in card) == (name == "a tiny checkpoint") and "| unmasking | this policy |" in card
     code = card.split("```python\n")[1].split("```")[0]
-    assert f"unmasking='{tmp_path / 'run'}'" in code
+    config = DiffusionGenerationConfig.from_pretrained(tmp_path / "run")
+    assert f'from_pretrained("{tmp_path / "run"}")' in code and config.unmasking == str(tmp_path / "run")
     exec(compile(code, "quick start", "exec"), {})
     assert len(capsys.readouterr().out.split()[-1]) <= CANVAS
     assert trainer.train_dataset[0] == prompts()[0]

@@ -4,19 +4,17 @@
 """The value model in the trainer."""
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import random_model
-from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, PeftModel
 from rl import generated_batch, prompts, rl_trainer
 from test_value_model import VALUE_FILES, batch, trained, view
 from transformers import BitsAndBytesConfig
 
 from trl_diffusion import AutoModelForDiffusionLM, DiffusionValueModel
+from trl_diffusion.hub import hub_files
 from trl_diffusion.likelihood import value_view, value_views
 from trl_diffusion.models import diffusion_model
 
@@ -174,17 +172,13 @@ def test_it_is_saved_with_the_model_if_asked_and_taken_up_again(family, tokenize
 
 
 def test_it_is_pushed_with_the_model_if_asked(tokenizer, tmp_path, monkeypatch):
-    """Up to huggingface_hub's upload: what is in the folder, less what is ignored."""
+    """Up to the upload: which files of the folder are chosen."""
     uploads = []
-
-    def upload_folder(folder_path, ignore_patterns, **kwargs):
-        files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
-        uploads.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
-
-    hub = SimpleNamespace(
-        create_repo=lambda name, **kwargs: SimpleNamespace(repo_id=name), upload_folder=upload_folder
+    monkeypatch.setattr("trl_diffusion.trainer.hub.prepare_repo", lambda repo_id, *args: repo_id)
+    monkeypatch.setattr("trl_diffusion.trainer.hub.check_kind", lambda *args: None)
+    monkeypatch.setattr(
+        "trl_diffusion.trainer.hub.push_folder", lambda folder, *args: uploads.append(set(hub_files(folder)))
     )
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
     for push in (False, True):
         trainer = rl_trainer(
             "tracerl",

@@ -28,12 +28,15 @@ class Completions:
             Tokens of each completion, EOS included.
         unmask_step (`list[list[int]]`):
             At which step each of them was committed.
+        num_forward_passes (`list[int]`, *optional*):
+            Model calls of each completion.
     """
 
     texts: list[str]
     forward_passes: float
     ids: list[list[int]]
     unmask_step: list[list[int]]
+    num_forward_passes: list[int] | None = None
 
 
 def complete(
@@ -44,6 +47,7 @@ def complete(
     batch_size: int = 64,
     progress: bool = False,
     chat_template_kwargs: dict[str, Any] | None = None,
+    first: int = 0,
 ) -> Completions:
     """Generate one completion per prompt, in batches of prompts padded on the left.
 
@@ -62,6 +66,8 @@ def complete(
             Show a progress bar.
         chat_template_kwargs (`dict`, *optional*):
             Passed to the chat template.
+        first (`int`, *optional*, defaults to 0):
+            Place of the first prompt among those that a seed is for, where the prompts are some of them.
 
     Returns:
         [`Completions`], in the order of the prompts.
@@ -81,7 +87,7 @@ def complete(
         padded = encode_prompts(tokenizer, batch, chat_template_kwargs).to(device)
         kwargs = {}
         if isinstance(generation_config.seed, int):
-            kwargs["seed"] = [generation_config.seed * 1_000_003 + start + row for row in range(len(batch))]
+            kwargs["seed"] = [generation_config.seed * 1_000_003 + first + start + row for row in range(len(batch))]
         output = family.generate(
             padded["input_ids"],
             attention_mask=padded["attention_mask"],
@@ -94,8 +100,9 @@ def complete(
         ids_out += completions
         written = output.rollout.written()
         steps += [row[keep].tolist() for row, keep in zip(output.rollout.unmask_step, written, strict=True)]
-        passes.append(output.rollout.num_forward_passes.float().cpu())
-    return Completions(texts, torch.cat(passes).mean().item(), ids_out, steps)
+        passes.append(output.rollout.num_forward_passes.cpu())
+    counts = torch.cat(passes)
+    return Completions(texts, counts.float().mean().item(), ids_out, steps, counts.tolist())
 
 
 def encode_prompts(

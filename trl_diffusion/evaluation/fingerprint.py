@@ -3,13 +3,17 @@
 
 """What a folder of traces was made with, as plain values that are the same in every process."""
 
+import hashlib
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import DiffusionGenerationConfig
+from ..generation.unmasking import RULES
 from ..models import diffusion_model
 from ..tasks.fingerprint import describe, digest, weights_digest
 
@@ -77,3 +81,16 @@ def _adapters(model: nn.Module) -> dict[str, Any]:
         "enabled": all(enabled for _, _, enabled, _ in layers),
         "layers": digest(layers),  # where they differ from each other
     }
+
+
+def rule_identity(rule: Any) -> str:
+    """What makes a rule the same one in a later call: of a policy its config and weights, in a folder their bytes. A
+    Hub id stands for itself."""
+    if isinstance(rule, PreTrainedModel):
+        return digest([describe(rule), rule.config.to_dict()])
+    if not isinstance(rule, str):
+        return describe(rule)
+    if rule in RULES or not os.path.isdir(rule):
+        return rule
+    files = [path for pattern in ("config.json", "*.safetensors") for path in sorted(Path(rule).glob(pattern))]
+    return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])

@@ -4,23 +4,20 @@
 """Accuracy against forward passes, for several unmasking rules and policies."""
 
 import copy
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..generation import DiffusionGenerationConfig
 from ..generation.configuration import rule_path
-from ..generation.unmasking import RULES
 from ..tasks.fingerprint import describe, digest
-from .fingerprint import model_fingerprint
+from .fingerprint import model_fingerprint, rule_identity
 from .frontier_file import FrontierFile, FrontierRow
 from .measurement import Measurement, Prompts, Score, check_measurable, measure
 
@@ -78,6 +75,7 @@ def measure_frontier(
     settings: dict[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[FrontierRow]:
     """Accuracy and forward passes of each point. All points are checked before the first is measured.
 
@@ -112,6 +110,8 @@ def measure_frontier(
             Measure everything anew, whatever the file holds.
         progress (`bool`, *optional*, defaults to `False`):
             Show progress bars.
+        chat_template_kwargs (`dict`, *optional*):
+            Passed to the chat template.
 
     Returns:
         `list[FrontierRow]`, in the order of the points.
@@ -123,7 +123,7 @@ def measure_frontier(
     configs = [point.config(generation_config) for point in points]
     if not points:
         raise ValueError("points is empty: give at least one DecodingPoint.")
-    check_measurable(model, tokenizer, prompts, configs, seeds)
+    check_measurable(model, tokenizer, prompts, configs, seeds, chat_template_kwargs)
     keys = [
         (point.curve, _name(config.unmasking), point.setting) for point, config in zip(points, configs, strict=True)
     ]
@@ -140,9 +140,11 @@ def measure_frontier(
             "score": describe(score),
             "seeds": [int(seed) for seed in seeds],
         }
+        if chat_template_kwargs:
+            fingerprint["chat_template_kwargs"] = chat_template_kwargs
         rules: dict[str, str] = {}
         for config in configs:
-            name, identity = _name(config.unmasking), _identity(config.unmasking)
+            name, identity = _name(config.unmasking), rule_identity(config.unmasking)
             if rules.setdefault(name, identity) != identity:
                 raise ValueError(
                     f"points has two rules that are both called {name!r}: a file could not tell them apart. Save one "
@@ -155,7 +157,8 @@ def measure_frontier(
         if key in found:
             continue
         bar.set_postfix_str(" ".join((key[0], key[2])))
-        found[key] = _row(key, measure(model, tokenizer, prompts, score, config, batch_size, seeds, progress))
+        options = (batch_size, seeds, progress, chat_template_kwargs)
+        found[key] = _row(key, measure(model, tokenizer, prompts, score, config, *options))
         if kept is not None:
             kept.add(found[key])
     return [found[key] for key in keys]
@@ -214,16 +217,3 @@ def _name(rule: Any) -> str:
     if isinstance(rule, str):
         return rule
     return rule_path(rule) or getattr(rule, "__qualname__", type(rule).__name__)
-
-
-def _identity(rule: Any) -> str:
-    """What makes a rule the same one in a later call: of a policy its config and weights, in a folder their bytes. A
-    Hub id stands for itself."""
-    if isinstance(rule, PreTrainedModel):
-        return digest([describe(rule), rule.config.to_dict()])
-    if not isinstance(rule, str):
-        return describe(rule)
-    if rule in RULES or not os.path.isdir(rule):
-        return rule
-    files = [path for pattern in ("config.json", "*.safetensors") for path in sorted(Path(rule).glob(pattern))]
-    return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])

@@ -109,11 +109,12 @@ def measure(
     batch_size: int = 64,
     seeds: Sequence[int] = (0,),
     progress: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Measurement:
     """Complete all prompts and score them: with every seed, or once where no seed matters.
 
     Args:
-        model (`torch.nn.Module`), tokenizer, prompts, batch_size, progress:
+        model (`torch.nn.Module`), tokenizer, prompts, batch_size, progress, chat_template_kwargs:
             As in [`complete`].
         score (`Callable[[Completions], Sequence[float]]`):
             Takes the completions of all prompts, and returns a number in [0, 1] for each.
@@ -128,14 +129,14 @@ def measure(
     Raises:
         ValueError: as [`check_measurable`], or `score` returns something other than a number in [0, 1] per prompt.
     """
-    check_measurable(model, tokenizer, prompts, [generation_config], seeds)
+    check_measurable(model, tokenizer, prompts, [generation_config], seeds, chat_template_kwargs)
     stochastic = generation_config.is_stochastic
     config = copy.copy(generation_config)
     scores, passes, lengths, seconds = [], [], [], 0.0
     for seed in seeds if stochastic else [0]:
         config.seed = int(seed)
         started = time.perf_counter()
-        completions = complete(model, tokenizer, prompts, config, batch_size, progress)
+        completions = complete(model, tokenizer, prompts, config, batch_size, progress, chat_template_kwargs)
         seconds += time.perf_counter() - started
         scores.append(_checked(score(completions), len(prompts)))
         passes.append(completions.forward_passes * (2 if config.guides else 1))
@@ -155,11 +156,12 @@ def check_measurable(
     prompts: Prompts,
     configs: Sequence[DiffusionGenerationConfig],
     seeds: Sequence[int],
+    chat_template_kwargs: dict[str, Any] | None = None,
 ):
     """What would otherwise fail after some of the work is done.
 
     Args:
-        model (`torch.nn.Module`), tokenizer, prompts, seeds:
+        model (`torch.nn.Module`), tokenizer, prompts, seeds, chat_template_kwargs:
             As in [`measure`].
         configs (`list[DiffusionGenerationConfig]`):
             All settings that are going to be measured.
@@ -187,7 +189,10 @@ def check_measurable(
                 f"generation_config.num_return_sequences={config.num_return_sequences} must be 1: more completions "
                 "of a problem come from more seeds."
             )
-    width = encode_prompts(tokenizer, prompts)["input_ids"].size(1)
+    try:
+        width = encode_prompts(tokenizer, prompts, chat_template_kwargs)["input_ids"].size(1)
+    except Exception as error:  # what tokenizers and templates raise is of no class of their own
+        raise ValueError(f"the prompts, such as {str(prompts[0])[:60]!r}, cannot be tokenized: {error}") from error
     canvas, limit = max(config.max_new_tokens for config in configs), family.config.max_position_embeddings
     if width + canvas > limit:
         raise ValueError(

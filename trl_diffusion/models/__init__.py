@@ -8,6 +8,7 @@ from .attention import layout_mask
 from .auto import (
     UNIFORM_MODEL_TYPE,
     AutoModelForDiffusionLM,
+    adapter_base,
     check_model_type,
     find_mask_token_id,
     supported_model_types,
@@ -25,6 +26,7 @@ from .families.llada import LLaDAConfig, LLaDAModelLM, MMadaConfig, MMadaModelLM
 from .families.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from .families.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
 from .families.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
+from .merging import merge_adapter, merge_adapter_folder
 from .modeling import DiffusionModelMixin, diffusion_model, token_logits
 from .positions import token_positions
 from .unmask_policy import UnmaskPolicyModel, UnmaskPolicyModelConfig
@@ -58,10 +60,13 @@ __all__ = [
     "UNIFORM_MODEL_TYPE",
     "UnmaskPolicyModel",
     "UnmaskPolicyModelConfig",
+    "adapter_base",
     "check_model_type",
     "diffusion_model",
     "find_mask_token_id",
     "layout_mask",
+    "merge_adapter",
+    "merge_adapter_folder",
     "supported_model_types",
     "token_logits",
     "token_positions",

@@ -18,6 +18,9 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import find_adapter_config_file, logging
 
+from ..checkpoints import tiny_checkpoint, tiny_checkpoints
+from ..generation import DiffusionGenerationConfig
+from ..hub import hub_errors, tiny_name
 from .configuration import DiffusionConfigMixin
 from .modeling import DiffusionModelMixin
 
@@ -49,8 +52,10 @@ def check_model_type(name_or_path: "str | os.PathLike", **hub_kwargs) -> str:
 
     Raises:
         ValueError: it is another model.
+        HubError: it cannot be read from the Hub; the message says what to do.
     """
-    return _supported_model_type(*_base_model(name_or_path, hub_kwargs))
+    with hub_errors(str(name_or_path)):
+        return _supported_model_type(*_base_model(name_or_path, hub_kwargs))
 
 
 def _supported_model_type(source: str, hub_kwargs: dict[str, Any]) -> str:
@@ -76,9 +81,29 @@ def _supported_model_type(source: str, hub_kwargs: dict[str, Any]) -> str:
 
 def _base_model(name_or_path: "str | os.PathLike", hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The model an adapter belongs to, and where to find it; what was given where it is no adapter."""
+    base = adapter_base(name_or_path, **hub_kwargs)
+    if base is None:
+        return str(name_or_path), hub_kwargs
+    # These two say which version of the adapter is meant.
+    return base, {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+
+
+def adapter_base(name_or_path: "str | os.PathLike", **hub_kwargs) -> str | None:
+    """The model that an adapter belongs to; `None` where it is no adapter.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`), hub_kwargs:
+            As in [`check_model_type`].
+
+    Returns:
+        `str`, *optional*: folder or Hub id. An adapter that was pushed calls a tiny checkpoint by its name.
+
+    Raises:
+        ValueError: the adapter does not say which model it belongs to.
+    """
     adapter_config = find_adapter_config_file(name_or_path, **hub_kwargs)
     if adapter_config is None:
-        return str(name_or_path), hub_kwargs
+        return None
     with open(adapter_config, encoding="utf-8") as file:
         base = json.load(file).get("base_model_name_or_path")
     if base is None:
@@ -86,8 +111,7 @@ def _base_model(name_or_path: "str | os.PathLike", hub_kwargs: dict[str, Any]) -
             f"{str(name_or_path)!r} is an adapter whose adapter_config.json names no base_model_name_or_path. Load "
             "the base model, then `model.load_adapter(...)`."
         )
-    # These two say which version of the adapter is meant.
-    return base, {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+    return str(tiny_checkpoint(base)) if base in tiny_checkpoints() and not os.path.exists(base) else base
 
 
 def find_mask_token_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -110,8 +134,8 @@ class AutoModelForDiffusionLM:
 
         Beyond what [`~transformers.AutoModelForCausalLM`] does: the mask token is resolved (config, else the family's
         documented constant, else the tokenizer), special tokens that the generation config lacks are taken from the
-        config or else the tokenizer, and a model that is none of the supported families is refused by name. No code of
-        the repository is ever executed.
+        config or else the tokenizer, an adapter's own `generation_config.json` is taken, and a model that is none of
+        the supported families is refused by name. No code of the repository is ever executed.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
@@ -126,22 +150,55 @@ class AutoModelForDiffusionLM:
 
         Raises:
             ValueError: an unsupported `model_type`; no mask token; missing or mismatched weights.
+            HubError: it cannot be read from the Hub (gated, private, no such name, offline); the message says what to
+                do.
         """
         if kwargs.pop("trust_remote_code", None):
             logger.warning("trust_remote_code=True has no effect: no code of the repository is executed.")
-        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
-        base = _base_model(pretrained_model_name_or_path, hub_kwargs)
+        with hub_errors(str(pretrained_model_name_or_path)):
+            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _load(cls, name: "str | os.PathLike", *args, **kwargs) -> PreTrainedModel:
+        hub_kwargs = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        base = _base_model(name, hub_kwargs)
         config = kwargs.get("config")
         known = isinstance(config, PreTrainedConfig)
         model_type = config.model_type if known else _supported_model_type(*base)
         if model_type == UNIFORM_MODEL_TYPE:
-            return AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        loaded = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return AutoModelForImageTextToText.from_pretrained(name, *args, **kwargs)
+        is_adapter = base[0] != str(name)
+        # transformers would look for the adapter's branch and folder in the base's repository too.
+        own_place = {key: hub_kwargs[key] for key in ("revision", "subfolder") if hub_kwargs.get(key)}
+        apart = is_adapter and (bool(own_place) or tiny_name(base[0]) is not None)
+        source = base[0] if apart else name
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, *args, **{key: value for key, value in kwargs.items() if not (apart and key in own_place)}
+        )
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
         if not isinstance(model, DiffusionModelMixin):
             raise ValueError(f"config is a {type(config).__name__}, which is not that of a diffusion language model.")
+        if apart:
+            model.load_adapter(str(name), adapter_kwargs=hub_kwargs)
+        if is_adapter and "generation_config" not in kwargs:
+            _take_generation_config(model, name, hub_kwargs)
         _settle_special_tokens(model, *base)
         return loaded
+
+
+def _take_generation_config(model: DiffusionModelMixin, adapter: "str | os.PathLike", hub_kwargs: dict[str, Any]):
+    """Let a model decode as its adapter was trained to, where that says so."""
+    kwargs = {name: value for name, value in hub_kwargs.items() if name != "subfolder" or value}
+    try:
+        config = DiffusionGenerationConfig.from_pretrained(adapter, **kwargs)
+    except OSError as error:
+        if "valid JSON" in str(error):
+            raise
+        return  # adapters of other tools say nothing
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(model.generation_config, name))
+    model.generation_config = config
 
 
 def _settle_special_tokens(model: DiffusionModelMixin, source: str, hub_kwargs: dict[str, Any]):

@@ -3,21 +3,19 @@
 
 """`trl-diffusion align-lengths`: reasoning traces rewritten to the length of a canvas, as data for SFT."""
 
-import glob
-import os
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..tasks.answers import ANSWER_FORMATS
 from ..tasks.length_alignment import align_lengths
 from ..tasks.rewriters import InferenceClientRewriter, OpenAIRewriter
 from .dotted_path import import_dotted
+from .local_data import load_rows
 
 
 DESCRIPTION = (
@@ -35,7 +33,6 @@ _CHAT_OPTIONS = {
     "temperature": "temperature",
     "max_tokens": "generation_kwargs",
 }
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def add_arguments(parser: ArgumentParser):
@@ -196,37 +193,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer={name!r} cannot be loaded: {' '.join(str(error).split())}") from error
-
-
-def load_rows(name: str, config: str | None, split: str) -> Dataset:
-    """A dataset by its name: a file, a folder that `save_to_disk` wrote, or what `load_dataset` takes.
-
-    Raises:
-        ValueError: there is no such dataset, or it has no such split.
-    """
-    suffix = Path(name).suffix.lower()
-    try:
-        if os.path.isfile(name):
-            if suffix not in _BUILDERS:
-                raise ValueError(f"dataset={name!r} must end in {', '.join(_BUILDERS)}.")
-            if os.path.getsize(name) == 0:
-                raise ValueError(f"dataset={name!r} is an empty file.")
-            # datasets takes a file's name for a pattern.
-            return load_dataset(_BUILDERS[suffix], data_files={split: glob.escape(name)}, split=split)
-        if os.path.isdir(name) and any(
-            os.path.exists(os.path.join(name, file)) for file in ("dataset_dict.json", "state.json")
-        ):
-            saved = load_from_disk(name)
-            if isinstance(saved, DatasetDict) and split not in saved:
-                raise ValueError(f"dataset={name!r} has no split {split!r}; it has {', '.join(saved)}.")
-            return saved[split] if isinstance(saved, DatasetDict) else saved
-        return load_dataset(name, config, split=split)
-    except (OSError, ValueError, DatasetsError) as error:
-        if str(error).startswith("dataset="):
-            raise
-        # What went wrong with a file's content is the cause of an error that says little.
-        cause = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"dataset={name!r} cannot be loaded: {cause}") from error
 
 
 def as_conversations(dataset: Dataset, prompt_column: str) -> Dataset:

@@ -6,7 +6,8 @@
 import sys
 from argparse import ArgumentParser
 
-from . import align_lengths, chat, convert, evaluate, generate
+from ..hub import hub_advice
+from . import align_lengths, chat, convert, evaluate, generate, push
 
 
 COMMANDS = {
@@ -15,6 +16,7 @@ COMMANDS = {
     "eval": evaluate,
     "convert": convert,
     "align-lengths": align_lengths,
+    "push": push,
 }
 
 
@@ -42,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(f"trl-diffusion {args.command}: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(
+            f"trl-diffusion {args.command}: {hub_advice(error) or str(error) or type(error).__name__}", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -1,12 +1,16 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-diffusion eval`: accuracy on a task, at one setting or along curves of accuracy against forward passes."""
+"""`trl-diffusion eval`: accuracy on tasks, along curves, or of one evaluation against another."""
 
+import json
 import os
+import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,84 +18,79 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation import DecodingPoint, FrontierRow, measure_frontier, plot_frontier
-from ..evaluation.frontier_plot import check_plot
+from ..evaluation import Task, TaskResult, evaluate_tasks
 from ..generation import DiffusionGenerationConfig
-from ..generation.unmasking import RULES
 from ..models import DiffusionModelMixin
-from ..tasks.fingerprint import digest
+from ..tasks.fingerprint import describe
+from .compare import run_compare
+from .curves import add_arguments as add_curve_arguments
+from .curves import check_curves, run_frontier
+from .eval_presets import PRESETS, Preset, find_preset
+from .generation_options import SETTINGS, describe_setting, given_settings, load_model, with_settings
 from .generation_options import add_arguments as add_generation_arguments
-from .generation_options import given_settings, load_model, parse_setting, with_settings
 
 
-DESCRIPTION = "Measure the accuracy of a diffusion language model on a task, and the forward passes that it takes."
-DEFAULT_CURVES = ["low_confidence", "random", "threshold", "factor"]
-# Rules that commit as much as the model is sure of: rule → its field, and the values a curve takes. The other rules
-# keep to a schedule, and their curves take numbers of steps.
-SWEEPS = {
-    "threshold": ("threshold", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-    "factor": ("factor", (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)),
-    "entropy_bounded": ("entropy_bound", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
-}
-POLICY_BETAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-# What tells the points of the curves apart; `policy_temperature` is that of all policies.
-_SWEPT = ("unmasking", "num_denoising_steps", "threshold", "factor", "entropy_bound", "policy_beta")
-_OF_FRONTIER = ("curves", "policies", "output_dir", "overwrite")
+DESCRIPTION = "Measure the accuracy of a diffusion language model on tasks, and the forward passes that it takes."
+_PACKAGES = ("trl-diffusion", "torch", "transformers", "trl", "peft", "datasets", "evaluate", "math-verify")
+# What an evaluation has and a comparison has not.
+_NOT_OF_COMPARE = ("model", "tasks", "preset", "output_dir", "num_test", "reward_funcs", "frontier", "overwrite")
 
 
 def add_arguments(parser: ArgumentParser):
     """The command's options."""
-    task = parser.add_argument_group("task")
+    task = parser.add_argument_group("tasks")
     task.add_argument(
-        "--task",
-        required=True,
+        "--tasks",
+        nargs="+",
         metavar="NAME",
-        help="'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'arithmetic', "
-        "'openai/gsm8k', or a Hub dataset with a prompt column and a test split.",
+        help="Joined by commas or blanks: sudoku, countdown, countdown3, arithmetic, gsm8k, math500, a .jsonl, .json, "
+        ".csv or .parquet file or a folder of a dataset, or a Hub dataset with a prompt column.",
     )
     task.add_argument(
         "--reward_funcs",
         nargs="+",
         metavar="NAME",
-        help="For a dataset without a verdict of its own: reward functions, by their names in trl.rewards or dotted "
+        help="For data without a verdict of their own: reward functions, by their names in trl.rewards or dotted "
         "paths; a completion whose rewards add up to 1 or more is right.",
     )
+    task.add_argument("--split", default="test", help="Split of data that have splits (default: %(default)s).")
     task.add_argument(
-        "--num_test", type=int, metavar="N", help="Held-out problems (default: 256 of generated tasks, else all)."
+        "--num_test", type=int, metavar="N", help="Problems of each task (default: 256 of generated tasks, else all)."
     )
     task.add_argument("--batch_size", type=int, default=64, metavar="N", help="Per batch (default: %(default)s).")
     task.add_argument(
         "--seeds",
         type=int,
         nargs="+",
-        default=[0],
         metavar="N",
         help="Stochastic settings are measured with each of these seeds, the others once (default: 0).",
     )
-    frontier = parser.add_argument_group("accuracy against forward passes")
-    frontier.add_argument(
-        "--frontier",
-        action="store_true",
-        help="Measure curves instead of one setting, and write frontier.csv and frontier.png. The same command goes "
-        "on with what an interrupted one has measured.",
+    task.add_argument(
+        "--chat_template_kwargs", metavar="JSON", help="Passed to the chat template, such as '{\"key\": true}'."
     )
-    frontier.add_argument(
-        "--curves",
-        nargs="*",
-        metavar="RULE",
-        help="Unmasking rules (default: " + " ".join(DEFAULT_CURVES) + "). Rules with a limit of their own ("
-        + ", ".join(SWEEPS) + ") are swept over it, the others over num_denoising_steps.",
-    )  # fmt: skip
-    frontier.add_argument(
-        "--policies",
+    task.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"Settings of the field's protocol: {', '.join(PRESETS)} (canvas of that length, a step per two tokens, "
+        "blocks of 32, low_confidence, temperature 0, no guidance, bfloat16, seed 42). What is given besides wins.",
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--output_dir",
+        metavar="FOLDER",
+        help="For results.json, and a row per completion in <task>.jsonl. The same command goes on with what an "
+        "interrupted one has done.",
+    )
+    files.add_argument("--overwrite", action="store_true", help="Start anew, whatever the folder holds.")
+    files.add_argument(
+        "--compare",
         nargs="+",
-        metavar="PATH",
-        help="Learned unmasking policies, folders or Hub ids; each is swept over policy_beta, "
-        f"{POLICY_BETAS[0]:g} to {POLICY_BETAS[-1]:g}.",
+        metavar="FOLDER",
+        help="Instead of an evaluation: compare finished ones, the first with each of the others, problem by problem.",
     )
-    frontier.add_argument("--output_dir", metavar="FOLDER", help="Where the files go.")
-    frontier.add_argument("--overwrite", action="store_true", help="Measure everything anew.")
-    add_generation_arguments(parser)
+    add_curve_arguments(parser)
+    add_generation_arguments(parser, needs_model=False)
+    parser.set_defaults(dtype=None)  # to tell whether it is given: a preset has one
 
 
 def run(args: Namespace):
@@ -99,144 +98,206 @@ def run(args: Namespace):
 
     Raises:
         ValueError: an option is wrong; names it.
-        ImportError: with `--frontier`, matplotlib is not installed.
+        ImportError: with `--frontier`, matplotlib is not installed; for mathematics, math-verify.
     """
-    settings = given_settings(args)
-    check_options(args, settings)
-    from .tasks import load_rl_task  # imports TRL, which takes seconds
+    if args.compare is not None:
+        for name in _NOT_OF_COMPARE:
+            if getattr(args, name):
+                raise ValueError(f"{name}={getattr(args, name)!r} does nothing with compare. Leave one of them out.")
+        run_compare(args.compare)
+        return
+    given = given_settings(args)
+    template_kwargs = check_options(args, given)
+    preset = None if args.preset is None else find_preset(args.preset)
+    from .tasks import load_task  # imports TRL, which takes seconds
 
-    task = load_rl_task(args.task, args.reward_funcs, args.num_test)
+    tasks = {}
+    for name in task_names(args.tasks):
+        tasks[name] = load_task(name, args.reward_funcs, args.num_test, args.split)
+        if preset is not None and args.num_test is None:
+            cut_to_protocol(name, tasks[name], preset, args.preset)
+    if args.reward_funcs and not any(task.scorer.startswith("rewards") for task in tasks.values()):
+        raise ValueError(f"reward_funcs={args.reward_funcs!r} does nothing: these tasks have verdicts of their own.")
+    files = file_names(list(tasks))
+    settings = given if preset is None else {**preset.generation, **given}
+    args.seeds = args.seeds or [0 if preset is None else preset.seed]
+    args.dtype = args.dtype or ("auto" if preset is None else preset.dtype)
     model, tokenizer = load_model(args)
-    config, points = make_points(args, model, settings)
-    rows = task.test_dataset
-
-    def score(completions):
-        return task.correct(completions, rows)
-
-    results = measure_frontier(
+    if args.frontier:
+        ((name, task),) = tasks.items()
+        run_frontier(args, settings, name, task, model, tokenizer, template_kwargs)
+        return
+    # The seeds say what a seed in generation_config.json would.
+    config = with_settings(model, model.generation_config, {"seed": None, **settings})
+    if preset is not None:
+        print_preset(args, config, given)
+    results = evaluate_tasks(
         model,
         tokenizer,
-        list(rows["prompt"]),
-        points,
-        score,
+        {files[name]: task for name, task in tasks.items()},
         config,
         batch_size=args.batch_size,
         seeds=args.seeds,
-        file=os.path.join(args.output_dir, "frontier.csv") if args.frontier else None,
-        settings={
-            "task": args.task,
-            "reward_funcs": args.reward_funcs,
-            "num_test": len(rows),
-            "test_rows": digest(list(rows)),
-        },
+        chat_template_kwargs=template_kwargs,
+        output_dir=args.output_dir,
+        about=about_run(args, model, config, {files[name]: name for name in tasks}, template_kwargs),
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )
-    print_rows(results, f"{args.task}, {len(rows)} problems", with_curves=args.frontier)
-    if args.frontier:
-        title = f"{args.model} on {args.task} ({len(rows)} problems)"
-        plot_frontier(results, os.path.join(args.output_dir, "frontier.png"), title)
-        print(f"{args.output_dir}: frontier.csv and frontier.png.")
+    print_results(results, args.model)
+    if args.output_dir is not None:
+        print(f"{args.output_dir}: results.json, {', '.join(f'{name}.jsonl' for name in results)}.")
 
 
-def check_options(args: Namespace, settings: dict[str, Any]):
-    """Refuse options that are wrong or do nothing, before anything is loaded. Raises as [`run`]."""
+def check_options(args: Namespace, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Refuse options that are wrong or do nothing, before anything is loaded; the keywords of the chat template.
+
+    Raises:
+        ValueError, ImportError: as [`run`].
+    """
+    if not args.tasks:
+        raise ValueError("tasks is not given. Name what to evaluate on, e.g. --tasks sudoku,gsm8k.")
+    if args.model is None:
+        raise ValueError("model is not given. Name a folder or Hub id, or a tiny checkpoint.")
     for name in ("num_test", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     if "seed" in settings:
         raise ValueError(f"seed={settings['seed']} has no place here. Give one or more with seeds.")
-    if not args.frontier:
-        for name in _OF_FRONTIER:
-            if getattr(args, name) not in (None, False):
-                raise ValueError(f"{name}={getattr(args, name)!r} does nothing without frontier. Leave it out.")
-        return
-    if args.output_dir is None:
-        raise ValueError("output_dir is not given. Name the folder for frontier.csv and frontier.png.")
-    for name in _SWEPT:
-        if name in settings:
-            raise ValueError(
-                f"{name}={settings[name]!r} is swept by the curves of frontier. Leave it out; curves and policies say "
-                "which there are."
-            )
-    if "policy_temperature" in settings and not args.policies:
-        value = settings["policy_temperature"]
-        raise ValueError(f"policy_temperature={value} does nothing without policies. Leave it out.")
-    for rule in args.curves or []:
-        if rule not in RULES:
-            raise ValueError(
-                f"curves has {rule!r}: give {', '.join(RULES)}. The path of a learned policy goes into policies."
-            )
-    if args.curves == [] and not args.policies:
-        raise ValueError("curves is empty, and policies is not given: there is nothing to measure.")
-    check_plot("frontier.png")
+    if args.overwrite and args.output_dir is None:
+        raise ValueError("overwrite=True does nothing without output_dir. Leave it out.")
+    check_curves(args, settings)
+    names = task_names(args.tasks)
+    if args.frontier and len(names) > 1:
+        raise ValueError(f"tasks={','.join(names)}: frontier takes one task. Run the command once for each.")
+    if args.chat_template_kwargs is None:
+        return None
+    try:
+        kwargs = json.loads(args.chat_template_kwargs)
+    except (ValueError, RecursionError):
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"chat_template_kwargs={args.chat_template_kwargs!r} must be a JSON object.")
+    return kwargs
 
 
-def make_points(
-    args: Namespace, model: DiffusionModelMixin, settings: dict[str, Any]
-) -> tuple[DiffusionGenerationConfig, list[DecodingPoint]]:
-    """The settings that all points share, and the points: one without `--frontier`.
+def task_names(values: Sequence[str]) -> list[str]:
+    """The names in `--tasks`, which commas or blanks join; what exists as a file is one name.
 
     Raises:
-        ValueError: a setting is out of range, does not go with another, or is nothing that the model can serve.
+        ValueError: there is none, or one is there twice.
     """
-    shared = {"seed": None, **settings}  # the seeds say what a seed in generation_config.json would
-    if not args.frontier:
-        return with_settings(model, model.generation_config, shared), [DecodingPoint(args.task)]
-    policy_settings = {name: shared.pop(name) for name in ("policy_temperature",) if name in shared}
-    # Nothing of the rule that is the model's own may reach the points of other rules.
-    defaults = vars(DiffusionGenerationConfig())
-    of_rules = {*_SWEPT, "policy_temperature", "alg_temp"} & defaults.keys()
-    shared = {**{name: defaults[name] for name in sorted(of_rules)}, **shared}
-    config = with_settings(model, model.generation_config, shared)
-    if config.step_schedule != "even":  # a policy has no schedule, and says so
-        policy_settings["step_schedule"] = "even"
-    steps = step_ladder(config.max_new_tokens, config.block_length or model.block_length)
-    rules = DEFAULT_CURVES if args.curves is None else args.curves
-    points = [point for rule in dict.fromkeys(rules) for point in rule_points(rule, steps)]
-    for path in dict.fromkeys(args.policies or []):
-        points += policy_points(path, policy_settings)
-    return config, points
+    names = []
+    for value in values:
+        names += [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"tasks={' '.join(values)!r} names no task.")
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"tasks={','.join(names)} has {name!r} twice.")
+    return names
 
 
-def step_ladder(canvas: int, block_length: int | None) -> list[int]:
-    """Numbers of denoising steps from a step per block to a step per token, each about twice the one before."""
-    fewest = -(-canvas // min(block_length or canvas, canvas))
-    halved = [round(canvas / 2**times) for times in range(canvas.bit_length())]
-    return [fewest, *sorted(steps for steps in set(halved) if steps > fewest)]
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """What tasks are called in tables and files.
+
+    Raises:
+        ValueError: two would be called the same.
+    """
+    from .tasks import GSM8K, MATH500
+
+    short = {GSM8K: "gsm8k", MATH500: "math500"}
+    found: dict[str, str] = {}
+    for name in names:
+        own = Path(name).stem if os.path.exists(name) and name not in short else name.replace("/", "_")
+        own = short.get(name, own)
+        if own in found.values():
+            other = next(key for key, value in found.items() if value == own)
+            raise ValueError(f"tasks has {other!r} and {name!r}, which are both called {own!r}. Run them apart.")
+        found[name] = own
+    return found
 
 
-def rule_points(rule: str, steps: Sequence[int]) -> list[DecodingPoint]:
-    """The curve of a built-in rule."""
-    field, values = SWEEPS.get(rule, ("num_denoising_steps", steps))
-    return [DecodingPoint(rule, {"unmasking": rule, field: value}) for value in values]
+def cut_to_protocol(name: str, task: Task, preset: Preset, preset_name: str):
+    """Leave as many problems as the preset's protocol has; say so where they are fewer."""
+    size = preset.num_test.get(name, preset.num_test.get(task.scorer))
+    count = len(task.test_dataset)
+    if size is not None and count > size:
+        task.test_dataset = task.test_dataset.select(range(size))
+    elif size is not None and count < size:
+        print(f"preset={preset_name}: {name} has {count} problems, the protocol's are {size}.", file=sys.stderr)
 
 
-def policy_points(path: str, settings: dict[str, Any]) -> list[DecodingPoint]:
-    """The curve of a learned policy: the more β multiplies its probabilities, the more positions it commits."""
-    rule = parse_setting("unmasking", path)
-    return [DecodingPoint(path, {"unmasking": rule, **settings, "policy_beta": beta}) for beta in POLICY_BETAS]
+def about_run(
+    args: Namespace,
+    model: DiffusionModelMixin,
+    config: DiffusionGenerationConfig,
+    sources: dict[str, str],
+    template_kwargs: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What `results.json` says besides the figures."""
+    weights = next(model.parameters())
+    content = {
+        "model": args.model,
+        "revision": args.revision,
+        "base_model": model.config.name_or_path if getattr(model, "peft_config", None) else None,
+        "preset": args.preset,
+        "sources": sources,
+        "split": args.split,
+        "reward_funcs": args.reward_funcs,
+        "generation": {name: getattr(config, name) for name in SETTINGS if name != "seed"},
+        "block_length": config.block_length or model.block_length,
+        "seeds": args.seeds if config.is_stochastic else [],
+        "chat_template_kwargs": template_kwargs or {},
+        "dtype": str(weights.dtype).removeprefix("torch."),
+        "device": str(weights.device),
+        "batch_size": args.batch_size,
+        "versions": versions(),
+    }
+    return json.loads(json.dumps(content, default=describe))
 
 
-def print_rows(rows: Sequence[FrontierRow], title: str, with_curves: bool):
-    """A table of measured points. Those of curves stand under the names of these, and leave out what would not fit 80
-    columns: it is in the file."""
-    table = Table(title=title, box=SIMPLE_HEAD)
-    if with_curves:
-        table.add_column("", overflow="fold")
-    columns = ("accuracy", "95 % interval", "forward\npasses", "tokens\nper pass", "tokens", "seconds")
-    for column in columns[:4] if with_curves else columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    curve = None
-    for row in rows:
-        interval = f"{row.accuracy_low:.3f}–{row.accuracy_high:.3f}"
-        cells = [f"{row.accuracy:.3f}", interval, f"{row.forward_passes:.2f}", f"{row.tokens_per_pass:.2f}"]
-        if not with_curves:
-            table.add_row(*cells, f"{row.length:.1f}", f"{row.seconds:.1f}")
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that have a part in a figure; without those that are not installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
             continue
-        if row.curve != curve:
-            curve = row.curve
-            table.add_row(Text(curve, style="bold"))
-        table.add_row(Text(f"  {row.setting}"), *cells)
+    return found
+
+
+def print_preset(args: Namespace, config: DiffusionGenerationConfig, given: dict[str, Any]):
+    """The settings of a preset as they are used, and which of them were given."""
+    names = [
+        name for name in SETTINGS if name in PRESETS[args.preset].generation and getattr(config, name) is not None
+    ]
+    used = [describe_setting(config, name) for name in names]
+    print(f"preset {args.preset}: {' '.join(used)} dtype={args.dtype} seeds={','.join(map(str, args.seeds))}")
+    if given:
+        print(f"of these given on the command line: {' '.join(describe_setting(config, name) for name in given)}")
+
+
+def print_results(results: dict[str, TaskResult], title: str):
+    """A table with a row per task; its other metrics stand under it."""
+    table = Table(title=Text(title), box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold", min_width=16)
+    for column in ("problems", "accuracy", "95 % interval", "forward\npasses", "tokens", "tokens\nper s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, result in results.items():
+        speed = "" if result.tokens_per_second is None else f"{result.tokens_per_second:.0f}"
+        table.add_row(
+            Text(name),
+            str(result.num_problems),
+            f"{result.accuracy:.3f}",
+            f"{result.accuracy_low:.3f}–{result.accuracy_high:.3f}",
+            f"{result.forward_passes:.2f}",
+            f"{result.length:.1f}",
+            speed,
+        )
+        for metric, value in result.metrics.items():
+            if metric != "solve_rate":
+                table.add_row(Text(f"  {metric.replace('_', ' ')}"), "", f"{value:.3f}")
     Console().print(table)

@@ -82,12 +82,12 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 }
 
 
-def add_arguments(parser: ArgumentParser):
+def add_arguments(parser: ArgumentParser, needs_model: bool = True):
     """The options of the model and of the generation; texts of settings are read by [`given_settings`]."""
     loading = parser.add_argument_group("model")
     loading.add_argument(
         "--model",
-        required=True,
+        required=needs_model,
         help=f"Folder or Hub id of a model or a PEFT adapter, or a tiny checkpoint: {', '.join(tiny_checkpoints())}.",
     )
     loading.add_argument("--revision", help="Revision on the Hub.")

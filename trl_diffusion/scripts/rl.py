@@ -3,13 +3,10 @@
 
 """One run of reinforcement learning, from a dataset's name to a saved model and its figures."""
 
-import json
-import math
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,8 @@ from transformers import AutoTokenizer, ProgressCallback, set_seed
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
-from ..evaluation import complete
+from ..evaluation import complete, wilson_interval
+from ..hub import MeasuredFigure, own_command, without_secrets, write_json
 from ..trainer import DiffusionGRPOConfig, DiffusionGRPOTrainer
 from .tasks import RLTask, load_rl_task
 
@@ -174,14 +172,31 @@ def run_rl(
         "seed": config.seed,
         "config": settings,
     }
-    trainer.card_figures = {metric: (before[metric], after[metric]) for metric in before} or None
-    trainer.save_model(config.output_dir)
+    trainer.card_dataset = script_args.dataset
+    trainer.card_figures = [
+        MeasuredFigure(
+            task=script_args.dataset,
+            metric=metric,
+            after=after[metric],
+            before=before[metric],
+            dataset=task.hub_dataset,
+            num_examples=len(task.test_dataset),
+            interval=wilson_interval(after[metric], len(task.test_dataset)) if metric == "solve_rate" else None,
+            seeds=(config.seed,),
+            command=own_command(),
+        )
+        for metric in before
+    ]
     if trainer.accelerator.is_main_process:
-        trainer.create_model_card(dataset_name=task.hub_dataset)
+        os.makedirs(config.output_dir, exist_ok=True)
         write_json(results, os.path.join(config.output_dir, "results.json"))
-        _print_report(results, before, after, config.output_dir)
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=task.hub_dataset)
+        trainer.push_to_hub(dataset_name=task.hub_dataset)  # saves too
+    else:
+        trainer.save_model(config.output_dir)
+        trainer.create_model_card(dataset_name=task.hub_dataset)
+    if trainer.accelerator.is_main_process:
+        _print_report(results, before, after, config.output_dir)
     return results
 
 
@@ -210,32 +225,6 @@ def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> d
         )
     tokens_per_step = sum(map(len, completions.ids)) / len(prompts) / completions.forward_passes
     return {**task.metrics(completions, task.test_dataset), "tokens_per_step": tokens_per_step}
-
-
-def without_secrets(content: Any) -> Any:
-    """The same settings as JSON types, without tokens, at any depth."""
-    if isinstance(content, dict):
-        kept = {str(key): value for key, value in content.items() if not _is_secret(str(key).lower())}
-        return {key: without_secrets(value) for key, value in kept.items()}
-    if isinstance(content, (list, tuple)):
-        return [without_secrets(value) for value in content]
-    if isinstance(content, Enum):
-        return content.value
-    plain = content is None or isinstance(content, (bool, int, str))
-    return content if plain or (isinstance(content, float) and math.isfinite(content)) else str(content)
-
-
-def _is_secret(name: str) -> bool:
-    special = name in ("pad_token", "eos_token", "bos_token", "mask_token")
-    return not special and name.endswith(("token", "api_key", "password", "secret", "authorization"))
-
-
-def write_json(content: dict[str, Any], path: str):
-    """Whole, or not at all."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(f"{path}.tmp", path)
 
 
 def _print_report(results: dict[str, Any], before: dict[str, float], after: dict[str, float], output_dir: str):

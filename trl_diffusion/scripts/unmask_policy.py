@@ -14,16 +14,15 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from ..evaluation import DecodingPoint, FrontierRow, best_at, measure_frontier, plot_frontier
 from ..evaluation.frontier_plot import check_plot
+from ..hub import MeasuredFigure, own_command, without_secrets, write_json
 from ..models import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from ..trainer import UnmaskPolicyConfig, UnmaskPolicyTrainer
-from .evaluate import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
+from .curves import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
 from .rl import (
     RewardProgressCallback,
     RLScriptArguments,
     checkpoint_path,
     command_line,
-    without_secrets,
-    write_json,
 )
 from .tasks import load_rl_task
 
@@ -130,7 +129,6 @@ def run_unmask_policy(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RewardProgressCallback)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir)
     results = {
         "reward_curve": [
             {"step": log["step"], "reward": log["reward"]} for log in trainer.state.log_history if "reward" in log
@@ -140,20 +138,45 @@ def run_unmask_policy(
     }
     # Every process measures, as they would wait for the one that does.
     rows = _measure(trainer, task, script_args.test_batch_size) if evaluating else []
+    trainer.card_dataset = script_args.dataset
+    trainer.card_figures = _figures(rows, script_args.dataset, task, config.seed)
     if trainer.accelerator.is_main_process:
-        trainer.create_model_card(dataset_name=task.hub_dataset)
+        os.makedirs(config.output_dir, exist_ok=True)
         if rows:
             title = f"{os.path.basename(path)}, {len(task.test_dataset)} held-out problems"
-            print_rows(rows, title, with_curves=True)
+            print_rows(rows, title)
             plot_frontier(rows, os.path.join(config.output_dir, "frontier.png"), title)
             results |= _summary(rows)
         results["seconds"] = time.perf_counter() - started
         write_json(results, os.path.join(config.output_dir, "results.json"))
-        _print(results, config.output_dir)
     trainer.accelerator.wait_for_everyone()
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=task.hub_dataset)
+        trainer.push_to_hub(dataset_name=task.hub_dataset)  # saves too
+    else:
+        trainer.save_model(config.output_dir)
+        trainer.create_model_card(dataset_name=task.hub_dataset)
+    if trainer.accelerator.is_main_process:
+        _print(results, config.output_dir)
     return results
+
+
+def _figures(rows: list[FrontierRow], name: str, task, seed: int) -> list[MeasuredFigure]:
+    """The policy's points, for its card."""
+    return [
+        MeasuredFigure(
+            task=name,
+            metric=metric,
+            after=value,
+            dataset=task.hub_dataset,
+            num_examples=row.num_problems,
+            seeds=(seed,),
+            command=own_command(),
+            settings=None if row.setting.endswith("policy_beta=1.0") else row.setting,
+        )
+        for row in rows
+        if row.curve == "policy"
+        for metric, value in (("accuracy", row.accuracy), ("forward_passes", row.forward_passes))
+    ]
 
 
 def _split(rows, num_eval: int):

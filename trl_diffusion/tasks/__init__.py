@@ -21,6 +21,7 @@ from .arithmetic import (
     stop_half_way,
 )
 from .countdown import (
+    COUNTDOWN3,
     COUNTDOWN_ALPHABET,
     TINY_COUNTDOWN,
     TINY_COUNTDOWN_CANVAS,
@@ -29,6 +30,7 @@ from .countdown import (
     countdown_prompt,
     countdown_reward,
     countdown_solve_rate,
+    countdown_verdicts,
     extract_expression,
     is_held_out,
     read_countdown_jsonl,
@@ -37,10 +39,12 @@ from .countdown import (
 from .expressions import Expression, parse_expression, reachable
 from .length_alignment import AlignedTraces, align_lengths
 from .length_report import LengthReport
-from .metrics import ArithmeticMetric, CountdownMetric, SudokuMetric
+from .math_scores import equal_mathematics, gsm8k_answer, gsm8k_verdicts, math_answer, math_verdicts
+from .metrics import ArithmeticMetric, CountdownMetric, GSM8KMetric, MathMetric, RewardMetric, SudokuMetric
 from .rewriters import ChatRewriter, InferenceClientRewriter, OpenAIRewriter, RewriteCutOff, RewriterError
 from .sudoku import (
     all_grids,
+    answer_cells,
     cell_accuracy,
     extract_grid,
     greedy_row_fill,
@@ -53,6 +57,7 @@ from .sudoku import (
     split_grids,
     sudoku_dataset,
     sudoku_reward,
+    sudoku_scores,
     sudoku_solved_reward,
 )
 from .tokenization import character_tokenizer
@@ -60,6 +65,7 @@ from .tokenization import character_tokenizer
 
 __all__ = [
     "ARITHMETIC_ALPHABET",
+    "COUNTDOWN3",
     "COUNTDOWN_ALPHABET",
     "TINY_ARITHMETIC",
     "TINY_ARITHMETIC_CANVAS",
@@ -70,15 +76,19 @@ __all__ = [
     "ChatRewriter",
     "CountdownMetric",
     "Expression",
+    "GSM8KMetric",
     "InferenceClientRewriter",
     "LengthReport",
+    "MathMetric",
     "OpenAIRewriter",
     "Problem",
+    "RewardMetric",
     "RewriteCutOff",
     "RewriterError",
     "SudokuMetric",
     "align_lengths",
     "all_grids",
+    "answer_cells",
     "arithmetic_dataset",
     "arithmetic_format_reward",
     "arithmetic_pretraining_dataset",
@@ -93,14 +103,20 @@ __all__ = [
     "countdown_prompt",
     "countdown_reward",
     "countdown_solve_rate",
+    "countdown_verdicts",
+    "equal_mathematics",
     "extract_expression",
     "extract_grid",
     "greedy_row_fill",
+    "gsm8k_answer",
+    "gsm8k_verdicts",
     "has_unique_solution",
     "is_held_out",
     "is_held_out_problem",
     "lengthen_trace",
     "make_puzzle",
+    "math_answer",
+    "math_verdicts",
     "parse_expression",
     "pretraining_dataset",
     "reachable",
@@ -114,5 +130,6 @@ __all__ = [
     "subtract_all",
     "sudoku_dataset",
     "sudoku_reward",
+    "sudoku_scores",
     "sudoku_solved_reward",
 ]

@@ -45,6 +45,34 @@ def _boxes(text: str) -> list[_Mark]:
     return marks
 
 
+def closed_boxes(text: str) -> list[str]:
+    """What each `\\boxed{…}` of a text holds whose brace closes, in their order; without blanks around it."""
+    # A box that does not close ends where the text does, which no closing brace is at.
+    return [
+        text[begin:end].strip()
+        for _, begin, end in _boxes(text)
+        if begin > 0 and text[begin - 1] == "{" and text[end : end + 1] == "}"
+    ]
+
+
+def last_box(text: str) -> str | None:
+    """What the last `\\boxed{…}` of a text holds, as it is; `None` without one, or when its brace does not close."""
+    _, box, content = text.rpartition(r"\boxed{")
+    depth = 1
+    for position, character in enumerate(content if box else ""):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return content[:position]
+    return None
+
+
+def last_tag(text: str) -> str | None:
+    """What the last complete `<answer>…</answer>` of a text holds, as it is; `None` without one."""
+    before, end, _ = text.rpartition("</answer>")
+    _, start, content = before.rpartition("<answer>")
+    return content if start and end else None
+
+
 _FINDERS = {"boxed": _boxes, "tags": _groups(_TAGS), "hashes": _groups(_HASHES), "phrase": _groups(_PHRASE)}
 ANSWER_FORMATS = ("auto", *_FINDERS)
 

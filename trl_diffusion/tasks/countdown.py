@@ -19,12 +19,14 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
+from .answers import last_box, last_tag
 from .checks import check_count, check_fraction, check_pair, check_split, completion_text
 from .countdown_problems import all_problems, countdown_prompt, draw_problems, is_held_out, targets_of
 from .expressions import MAX_NUMBERS, OPERATORS, check_operators, parse_expression
 
 
 __all__ = [
+    "COUNTDOWN3",
     "COUNTDOWN_ALPHABET",
     "TINY_COUNTDOWN",
     "TINY_COUNTDOWN_CANVAS",
@@ -34,6 +36,7 @@ __all__ = [
     "countdown_prompt",
     "countdown_reward",
     "countdown_solve_rate",
+    "countdown_verdicts",
     "extract_expression",
     "is_held_out",
     "read_countdown_jsonl",
@@ -41,6 +44,8 @@ __all__ = [
 
 # The task that the tiny checkpoint is trained on and tested with: arguments of `countdown_dataset`.
 TINY_COUNTDOWN = {"num_numbers": (3, 3), "number_range": (1, 20), "target_range": (1, 60), "operators": "+-"}
+# The field's: three numbers up to 100. Its customary test file (see `read_countdown_jsonl`) is not split by numbers.
+COUNTDOWN3 = {"num_numbers": (3, 3), "number_range": (1, 100), "target_range": (1, 100)}
 # "12+15-17" and two end-of-sequence tokens.
 TINY_COUNTDOWN_CANVAS = 10
 # Prompts and expressions of any Countdown, not of the tiny one alone.
@@ -213,24 +218,6 @@ def _read_row(line: str) -> tuple[list[int], int]:
 # Scoring
 
 
-def _boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` holds; `None` without one, or when its brace does not close."""
-    _, box, content = text.rpartition(r"\boxed{")
-    depth = 1
-    for position, character in enumerate(content if box else ""):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return content[:position]
-    return None
-
-
-def _tagged(text: str) -> str | None:
-    """What the last complete `<answer>...</answer>` holds."""
-    before, end, _ = text.rpartition("</answer>")
-    _, start, content = before.rpartition("<answer>")
-    return content if start and end else None
-
-
 def _left_of_equals(text: str) -> str:
     """The expression left of the first equals sign that has one there and a number on the right, else all the text."""
     left, *rights = text.split("=")
@@ -251,9 +238,9 @@ def extract_expression(text: str) -> str:
     whole text. In it `\times`, `\cdot` and `\div` are replaced by `*`, `*` and `/`, the characters × · ÷ − by theirs,
     and of an equation such as `3*5+8 = 23` only the left side is kept. What is left need not be an expression.
     """
-    found = _boxed(text)
+    found = last_box(text)
     if found is None:
-        found = _tagged(text)
+        found = last_tag(text)
     if found is None:
         found = text
     for written, operator in _OPERATOR_SPELLINGS.items():
@@ -261,8 +248,11 @@ def extract_expression(text: str) -> str:
     return _left_of_equals(found).strip()
 
 
-def _verdicts(completions: list[Any], numbers: list[list[int]], targets: list[int]) -> list[bool | None]:
-    """For each completion: whether it is right, `None` where it has no expression."""
+def countdown_verdicts(completions: list[Any], numbers: list[list[int]], targets: list[int]) -> list[bool | None]:
+    """For each completion: whether it is right, `None` where it has no expression.
+
+    Arguments and errors are those of [`countdown_reward`].
+    """
     if not len(completions) == len(numbers) == len(targets):
         raise ValueError(
             f"{len(completions)} completions, {len(numbers)} lists of numbers and {len(targets)} targets: "
@@ -317,7 +307,9 @@ def countdown_reward(
     Raises:
         `ValueError`: the lists differ in length, a problem is not made of integers, or a completion holds no text.
     """
-    return [{None: 0.0, False: 0.1, True: 1.0}[verdict] for verdict in _verdicts(completions, numbers, target)]
+    return [
+        {None: 0.0, False: 0.1, True: 1.0}[verdict] for verdict in countdown_verdicts(completions, numbers, target)
+    ]
 
 
 def countdown_solve_rate(completions: list[Any], numbers: list[list[int]], targets: list[int]) -> float:
@@ -326,7 +318,7 @@ def countdown_solve_rate(completions: list[Any], numbers: list[list[int]], targe
 
     Arguments are those of [`countdown_reward`], as are the errors; a `ValueError` too when there is no completion.
     """
-    verdicts = _verdicts(completions, numbers, targets)
+    verdicts = countdown_verdicts(completions, numbers, targets)
     if not verdicts:
         raise ValueError("completions=[] has nothing to score: pass at least one completion.")
     return sum(verdict is True for verdict in verdicts) / len(verdicts)

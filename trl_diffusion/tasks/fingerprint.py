@@ -81,12 +81,23 @@ def compare_settings(old: dict[str, Any], new: dict[str, Any], folder: Path, con
     Raises:
         ValueError: they differ; names the first setting that does.
     """
+    found = first_difference(old, new, prefix)
+    if found is not None:
+        name, was, given = found
+        raise ValueError(
+            f"output_dir={str(folder)!r} has {content} of another call: {name} was {was!r} and is {given!r}. Give "
+            "another folder, or the same settings."
+        )
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """Name and values of the first setting that differs, dictionaries entry by entry; `None` where none does."""
     for name in sorted(old.keys() | new.keys()):
         was, given = old.get(name), new.get(name)
         if isinstance(was, dict) and isinstance(given, dict):
-            compare_settings(was, given, folder, content, f"{prefix}{name}.")
+            found = first_difference(was, given, f"{prefix}{name}.")
+            if found is not None:
+                return found
         elif was != given:
-            raise ValueError(
-                f"output_dir={str(folder)!r} has {content} of another call: {prefix}{name} was {was!r} and is "
-                f"{given!r}. Give another folder, or the same settings."
-            )
+            return f"{prefix}{name}", was, given
+    return None

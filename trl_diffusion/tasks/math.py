@@ -7,6 +7,8 @@ import re
 
 from datasets import Dataset
 
+from .answers import last_box
+
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -69,6 +71,33 @@ def map_gsm8k(rows: Dataset) -> Dataset:
             "solution": number,
             "reasoning": _trace(_ANNOTATION.sub("", answer[: match.start()]), number),
         }
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names)
+
+
+def map_math(rows: Dataset) -> Dataset:
+    r"""Map rows of MATH, such as HuggingFaceH4/MATH-500, to conversational prompts with a verifiable answer.
+
+    Args:
+        rows (`Dataset`):
+            Columns `problem`, and `answer` or, without one, `solution`, whose last `\boxed{…}` is the answer.
+
+    Returns:
+        `Dataset`: `prompt` as of [`map_gsm8k`], and `solution`, the answer as `\boxed{…}`; `reasoning`, the whole
+        solution, where the rows have one.
+
+    Raises:
+        ValueError: a column is missing, or a row has no answer.
+    """
+    has_answer = "answer" in rows.column_names
+    _check_columns(rows, ("problem", "answer" if has_answer else "solution"), "HuggingFaceH4/MATH-500")
+
+    def convert(row: dict[str, str], index: int) -> dict:
+        answer = row["answer"] if has_answer else last_box(row["solution"])
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(f"row {index} has no answer: {str(row)[:80]}. Leave it out.")
+        trace = {"reasoning": row["solution"].strip()} if isinstance(row.get("solution"), str) else {}
+        return {"prompt": _prompt(row["problem"]), "solution": f"\\boxed{{{answer.strip()}}}", **trace}
 
     return rows.map(convert, with_indices=True, remove_columns=rows.column_names)
 

@@ -13,6 +13,7 @@ import evaluate
 
 from .arithmetic import arithmetic_solve_rate
 from .countdown import countdown_solve_rate
+from .math_scores import check_math_verify, gsm8k_verdicts, math_verdicts
 from .sudoku import cell_accuracy, solve_rate
 
 
@@ -115,3 +116,73 @@ class ArithmeticMetric(_LocalMetric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return {"solve_rate": arithmetic_solve_rate(predictions, references)}
+
+
+class GSM8KMetric(_LocalMetric):
+    """
+    Solve rate of GSM8K, see [`gsm8k_verdicts`].
+
+    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (right
+    numbers). The result is `{"solve_rate": float}`, in [0, 1]. Arguments: see [`SudokuMetric`].
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of the completions whose answer is the right number.",
+            citation="",
+            inputs_description="`predictions`: completion texts; `references`: the right numbers.",
+            features=datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")}),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"solve_rate": _mean(gsm8k_verdicts(predictions, references))}
+
+
+class MathMetric(_LocalMetric):
+    """
+    Solve rate of MATH, see [`math_verdicts`]. Needs math-verify.
+
+    Inputs of `compute`, `add_batch` and `add` are strings: `predictions` (completion texts) and `references` (right
+    answers, boxed or bare). The result is `{"solve_rate": float}`, in [0, 1]. Arguments: see [`SudokuMetric`].
+    """
+
+    def __init__(self, **kwargs: Any):
+        check_math_verify()
+        super().__init__(**kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of the completions whose answer equals the right one, as text or as mathematics.",
+            citation="",
+            inputs_description="`predictions`: completion texts; `references`: the right answers.",
+            features=datasets.Features({name: datasets.Value("string") for name in ("predictions", "references")}),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"solve_rate": _mean(math_verdicts(predictions, references))}
+
+
+class RewardMetric(_LocalMetric):
+    """
+    Mean reward, and the share of completions whose reward reaches 1, for tasks that have rewards and no verdict.
+
+    Inputs of `compute`, `add_batch` and `add` are `predictions`, the summed rewards of the completions. The result is
+    `{"reward": float, "solve_rate": float}`. Arguments: see [`SudokuMetric`].
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean of the rewards, and the share of them that is at least 1.",
+            citation="",
+            inputs_description="`predictions`: rewards.",
+            features=datasets.Features({"predictions": datasets.Value("float64")}),
+        )
+
+    def _compute(self, predictions: list[float]) -> dict[str, float]:
+        return {"reward": _mean(predictions), "solve_rate": _mean([reward >= 1 for reward in predictions])}
+
+
+def _mean(values: list[float] | list[bool]) -> float:
+    if not len(values):
+        raise ValueError("predictions=[] has nothing to score: pass at least one.")
+    return float(sum(values) / len(values))

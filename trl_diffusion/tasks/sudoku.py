@@ -10,11 +10,13 @@ Grids and puzzles are strings, see [`sudoku_grids`].
 import csv
 import os
 import random
+import re
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
 
+from .answers import last_tag
 from .checks import check_count, check_fraction, check_split, completion_text
 from .sudoku_grids import (
     DIGITS,
@@ -32,6 +34,7 @@ from .sudoku_grids import (
 
 __all__ = [
     "all_grids",
+    "answer_cells",
     "cell_accuracy",
     "extract_grid",
     "greedy_row_fill",
@@ -44,12 +47,15 @@ __all__ = [
     "split_grids",
     "sudoku_dataset",
     "sudoku_reward",
+    "sudoku_scores",
 ]
 
 # Distinct puzzles behind `pretraining_dataset`, whose examples may number many more.
 _POOL_SIZE = 50_000
 # Draws per puzzle before a repeated one is accepted.
 _MAX_DRAWS = 20
+_ASCII_DIGITS = set("0123456789")
+_GRID = re.compile(rf"[0-9]{{{NUM_CELLS},}}")
 
 
 # Datasets
@@ -209,9 +215,31 @@ def extract_grid(text: str) -> str | None:
     return cells if len(cells) == NUM_CELLS and set(cells) <= set(DIGITS) else None
 
 
-def _scores(
-    completions: list[Any], puzzles: list[str], solutions: list[str]
-) -> list[tuple[int, int, bool]]:  # blanks right, blanks, solved
+def answer_cells(text: str) -> str:
+    """
+    The part of a completion that is read as the grid, without white space: one character a cell.
+
+    It is what the last complete `<answer>…</answer>` holds; without one, the last run of 16 or more digits; without
+    that, all of the text, or nothing where that is longer than two grids and so is prose.
+    """
+    tagged = last_tag(text)
+    if tagged is not None:
+        return "".join(tagged.split())
+    whole = "".join(text.split())
+    if set(whole) <= _ASCII_DIGITS:
+        return whole
+    runs = _GRID.findall(text)
+    if runs:
+        return runs[-1]
+    return whole if len(whole) <= 2 * NUM_CELLS else ""
+
+
+def sudoku_scores(completions: list[Any], puzzles: list[str], solutions: list[str]) -> list[tuple[int, int, bool]]:
+    """
+    For each completion the blank cells that are right, all blank cells, and whether the puzzle is solved.
+
+    Arguments, reading and errors are those of [`sudoku_reward`].
+    """
     if not len(completions) == len(puzzles) == len(solutions):
         raise ValueError(
             f"{len(completions)} completions, {len(puzzles)} puzzles and {len(solutions)} solutions: "
@@ -220,7 +248,7 @@ def _scores(
     scores = []
     for completion, puzzle, solution in zip(completions, puzzles, solutions, strict=True):
         check_pair(puzzle, solution)
-        answer = "".join(completion_text(completion).split())
+        answer = answer_cells(completion_text(completion))
         blanks = [cell for cell, clue in enumerate(puzzle) if clue == "0"]
         # The slice is empty past the answer's end: a missing cell is a wrong one.
         right = sum(answer[cell : cell + 1] == solution[cell] for cell in blanks)
@@ -238,10 +266,10 @@ def sudoku_reward(
     """
     Reward function: the fraction of blank cells that are right, plus a bonus for a solved puzzle.
 
-    A completion is read after removing whitespace, one character a cell from the first cell on. A missing cell and any
-    character but the right digit are wrong. Solved means that nothing but the 16 digits of the solution is there:
-    longer text and changed clues keep the fraction and lose the bonus. Without blanks the fraction is 1 if solved,
-    else 0. Special tokens must have been left out when decoding.
+    The answer is found by [`answer_cells`] and read one character a cell from the first cell on. A missing cell and
+    any character but the right digit are wrong. Solved means that the answer is the 16 digits of the solution and
+    nothing else: longer answers and changed clues keep the fraction and lose the bonus. Without blanks the fraction is
+    1 if solved, else 0. Special tokens must have been left out when decoding.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
@@ -264,7 +292,7 @@ def sudoku_reward(
     """
     return [
         (right / blanks if blanks else float(solved)) + solve_bonus * solved
-        for right, blanks, solved in _scores(completions, puzzle, solution)
+        for right, blanks, solved in sudoku_scores(completions, puzzle, solution)
     ]
 
 
@@ -274,7 +302,7 @@ def cell_accuracy(completions: list[Any], puzzles: list[str], solutions: list[st
 
     Arguments are those of [`sudoku_reward`], as are the errors; a `ValueError` too when there is no blank cell at all.
     """
-    scores = _scores(completions, puzzles, solutions)
+    scores = sudoku_scores(completions, puzzles, solutions)
     num_blanks = sum(blanks for _, blanks, _ in scores)
     if num_blanks == 0:
         raise ValueError(f"puzzles={puzzles[:3]} have no blank cell: pass at least one puzzle with a 0.")
@@ -283,11 +311,11 @@ def cell_accuracy(completions: list[Any], puzzles: list[str], solutions: list[st
 
 def solve_rate(completions: list[Any], puzzles: list[str], solutions: list[str]) -> float:
     """
-    Fraction of the puzzles that are solved: the completion is the solution's 16 digits and, at most, whitespace.
+    Fraction of the puzzles that are solved: the answer is the solution's 16 digits and, at most, white space.
 
     Arguments are those of [`sudoku_reward`], as are the errors; a `ValueError` too when there is no puzzle.
     """
-    scores = _scores(completions, puzzles, solutions)
+    scores = sudoku_scores(completions, puzzles, solutions)
     if not scores:
         raise ValueError("completions=[] has nothing to score: pass at least one completion.")
     return sum(solved for _, _, solved in scores) / len(scores)
@@ -302,4 +330,4 @@ def sudoku_solved_reward(
     Returns:
         `list[float]`: one reward per completion.
     """
-    return [float(solved) for _, _, solved in _scores(completions, puzzle, solution)]
+    return [float(solved) for _, _, solved in sudoku_scores(completions, puzzle, solution)]

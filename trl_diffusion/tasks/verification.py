@@ -103,7 +103,7 @@ def _readings(text: str, answer_format: str) -> dict[str, list[str]]:
 
 
 def _different(answers: list[str]) -> list[str]:
-    found = list({_normalized(answer): answer for answer in reversed(answers)}.values())
+    found = list({normalized_answer(answer): answer for answer in reversed(answers)}.values())
     if len(found) <= _MAX_ANSWERS:
         answers, found = found, []
         for answer in answers:
@@ -116,7 +116,7 @@ def _same_answers(first: list[str], second: list[str]) -> bool:
     if len(first) != len(second):
         return False
     if len(first) > _MAX_ANSWERS:
-        return [_normalized(answer) for answer in first] == [_normalized(answer) for answer in second]
+        return [normalized_answer(answer) for answer in first] == [normalized_answer(answer) for answer in second]
     return all(same_answer(*pair) for pair in zip(first, second, strict=True))
 
 
@@ -132,7 +132,7 @@ def same_answer(first: str, second: str) -> bool:
     as text: math-verify takes some that differ for the same, or would work on them for ever. So are, outside of the
     main thread, all expressions but numbers and fractions, since its time limit works in the main thread alone.
     """
-    first, second = _normalized(first), _normalized(second)
+    first, second = normalized_answer(first), normalized_answer(second)
     if not first or not second:
         return False
     if first == second or not has_math_verify():
@@ -141,7 +141,8 @@ def same_answer(first: str, second: str) -> bool:
     return max(len(first), len(second)) <= 2 * _MAX_EXPRESSION and _same_mathematics(first, second)
 
 
-def _normalized(answer: str) -> str:
+def normalized_answer(answer: str) -> str:
+    """The text of an answer without what says nothing, see [`same_answer`]."""
     # "{,}" is the comma that TeX sets without a gap behind it.
     answer = re.sub(r"\\[!,;:]|~|\\(?:left|right)(?![A-Za-z])", " ", answer.replace("{,}", ","))
     answer = answer.replace("\\$", " ").replace("$", " ").replace("\\%", "%").replace("−", "-")
@@ -209,6 +210,12 @@ def _is_tractable(text: str) -> bool:
     """Whether this is an expression of the kind that math-verify compares reliably and soon."""
     if len(text) > _MAX_EXPRESSION or not _EXPRESSION.fullmatch(text):
         return False
+    return powers_are_small(text, _MAX_EXPONENT)
+
+
+def powers_are_small(text: str, limit: int) -> bool:
+    """Whether no exponent of an expression has a power in it, and the product of the numbers in exponents is at most
+    `limit`."""
     exponents = []
     for power in re.finditer(r"\^", text):
         end, depth = power.end(), 0
@@ -221,4 +228,4 @@ def _is_tractable(text: str) -> bool:
     # Towers grow beyond all bounds, and so do powers of powers.
     if any("^" in exponent for exponent in exponents):
         return False
-    return math.prod(max(1, int(number)) for number in re.findall("[0-9]+", " ".join(exponents))) <= _MAX_EXPONENT
+    return math.prod(max(1, int(number)) for number in re.findall("[0-9]+", " ".join(exponents))) <= limit

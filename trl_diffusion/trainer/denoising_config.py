@@ -88,6 +88,12 @@ class DenoisingGRPOConfig(GRPOConfig):
             Name of the reward function that returns correctness, in [0, 1], for `difficulty_range`. Defaults to the
             only one.
 
+        > Parameters that control the Hub
+
+        push_merged_adapter (`bool`, *optional*, defaults to `False`):
+            Push the base with the adapter merged into its weights, instead of the adapter; at the end only. Not for
+            quantized bases.
+
     > [!NOTE]
     > Fields of [`~trl.GRPOConfig`] that have no meaning for a diffusion model are refused when set (vLLM, continuous
     > batching, `min_p`, `repetition_penalty`, …).
@@ -139,6 +145,11 @@ class DenoisingGRPOConfig(GRPOConfig):
     )
     correctness_reward: str | None = field(
         default=None, metadata={"help": "Name of the reward function that difficulty_range goes by."}
+    )
+
+    push_merged_adapter: bool = field(
+        default=False,
+        metadata={"help": "Push the base with the adapter merged into it, at the end, instead of the adapter."},
     )
 
     # Whether the trainer goes by correctness without `difficulty_range` too.

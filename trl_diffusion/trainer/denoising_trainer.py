@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from ..generation import Rollout
+from ..generation import DiffusionGenerationConfig, Rollout
 from ..generation.checks import check_settings
 from ..models import DiffusionModelMixin, diffusion_model
-from .card import DiffusionCardMixin
 from .checks import check_dataset, settle_mask_token
 from .denoising_config import DenoisingGRPOConfig
 from .group_rewards import GroupRewardsMixin
+from .hub import HubMixin
 from .resume import ResumableRolloutsMixin
 from .rollouts import RolloutMixin
 
 
-class DenoisingGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMixin, GroupRewardsMixin, GRPOTrainer):
+class DenoisingGRPOTrainer(HubMixin, ResumableRolloutsMixin, RolloutMixin, GroupRewardsMixin, GRPOTrainer):
     """TRL's [`~trl.GRPOTrainer`] with completions made by denoising: prompts, rewards, groups, advantages, logging and
     the Hub are TRL's. What is trained, and on which likelihood, is left to those that inherit it.
 
@@ -139,6 +139,17 @@ class DenoisingGRPOTrainer(DiffusionCardMixin, ResumableRolloutsMixin, RolloutMi
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         # TRL asks for causal log-probabilities here. They are replaced after the rollout's canvas is known.
         return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
+
+    # Files
+
+    def _hub_generation_config(self, **changes) -> DiffusionGenerationConfig:
+        """The rollouts' settings, greedy: as a run evaluates. `changes` replace fields."""
+        eos = [token for token in self.eos_token_ids if token is not None]
+        greedy = {"temperature": 0.0, "top_k": None, "top_p": None}
+        tokens = {"eos_token_id": eos[0] if len(eos) == 1 else eos}
+        tokens["bos_token_id"] = self._dllm.generation_config.bos_token_id
+        output = {"return_dict_in_generate": False, "output_entropies": False}
+        return self._rollout_config(None, **{**greedy, **tokens, **output, **changes})
 
     # Metrics
 

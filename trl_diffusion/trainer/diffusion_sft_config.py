@@ -90,6 +90,12 @@ class DiffusionSFTConfig(SFTConfig):
             tokens; `"sequence"`, each row's sum by its trainable tokens, then the number of rows; `"batch"`, the
             number of rows.
 
+        > Parameters that control the Hub
+
+        push_merged_adapter (`bool`, *optional*, defaults to `False`):
+            Push the base with the adapter merged into its weights, instead of the adapter; at the end only. Not for
+            quantized bases.
+
     > [!NOTE]
     > `packing`, `padding_free`, `loss_type="dft"` and `label_smoothing_factor` are refused: documents packed together
     > would see each other, and the others belong to next-token prediction. So are fields without an effect on the
@@ -132,6 +138,10 @@ class DiffusionSFTConfig(SFTConfig):
     )
     loss_normalization: str = field(
         default="token", metadata={"help": "The loss is divided by 'token', 'sequence' or 'batch' counts of the step."}
+    )
+    push_merged_adapter: bool = field(
+        default=False,
+        metadata={"help": "Push the base with the adapter merged into it, at the end, instead of the adapter."},
     )
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from ..hub.files import DLLM_FOLDER
 from ..likelihood import MaskedView, score_view
 from ..models import diffusion_model
 from .denoising_trainer import add_means
@@ -20,7 +21,6 @@ from .objectives import clipped_token_loss, token_weights
 from .side_training import SideTraining
 
 
-DLLM_FOLDER = "dllm"
 _STATE = "dllm_optimizer.pt"
 # TraceRL's clip range; `epsilon` is that of the policy's steps.
 _EPSILON = 0.2

@@ -99,7 +99,7 @@ class RolloutMixin:
         self._log_trajectories("train" if self.model.training else "eval", self._rollout)
         return self._rollout.completions(), None
 
-    def _rollout_config(self, seeds: list[int], **changes) -> DiffusionGenerationConfig:
+    def _rollout_config(self, seeds: list[int] | None, **changes) -> DiffusionGenerationConfig:
         """The settings of rollouts with these seeds; `changes` replace fields."""
         block_length = self._block_lengths().rollout
         if block_length == self._dllm.block_length:

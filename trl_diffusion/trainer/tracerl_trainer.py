@@ -219,10 +219,13 @@ class TraceRLTrainer(DiffusionGRPOTrainer):
             self.value.save_state(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # The Trainer pushes the output folder, into which it copies the files that it knows.
         if self.value is not None and self.args.push_value_model and self.is_world_process_zero():
             self.value.model.save_pretrained(os.path.join(self.args.output_dir, VALUE_FOLDER))
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def _pushes_from_checkpoint(self, name: str) -> bool:
+        # Checkpoints hold the value model, whether it is shared or not.
+        return super()._pushes_from_checkpoint(name) and not name.startswith(f"{VALUE_FOLDER}/")
 
     def _load_best_model(self):
         super()._load_best_model()

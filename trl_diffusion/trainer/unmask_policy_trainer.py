@@ -14,10 +14,12 @@ from peft import PeftModel
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
+from trl.trainer.utils import get_config_model_id
 
-from ..generation import Rollout
+from ..generation import DiffusionGenerationConfig, Rollout
 from ..generation.checks import check_settings
 from ..generation.recording import revealed_at
+from ..hub import check_base, tiny_name
 from ..likelihood import backward_by_view, canvas_blocks
 from ..models import DiffusionModelMixin, UnmaskPolicyModel, diffusion_model
 from .block_schedule import BlockLengths
@@ -296,43 +298,57 @@ class UnmaskPolicyTrainer(PolicyRolloutMixin, StepRewardsMixin, DenoisingGRPOTra
     def _card_model(self) -> torch.nn.Module:
         return self._dllm
 
-    def _card_generation(self) -> dict[str, Any]:
-        card = super()._card_generation()
-        unused = ("unmasking", "policy_temperature")
-        settings = {name: value for name, value in card["settings"].items() if name not in unused}
-        where, canvas = self.hub_model_id or self.args.output_dir, self.max_completion_length
-        # The model's own generation settings may be for another canvas.
-        defaults = {"num_denoising_steps": repr(canvas)}
-        if self._dllm.attention == "full":
-            defaults["block_length"] = repr(canvas)
-        return {**card, "settings": {"unmasking": repr(where), **defaults, **settings}}
+    def _card_kind(self) -> str:
+        return "policy" if self.args.dllm_learning_rate is None else "joint"
 
-    def _card_base(self) -> tuple[str, bool]:
-        if self.joint is None:
-            return super()._card_base()
-        # The model that it was trained with is no longer the base: it is saved beside the policy.
-        if self.hub_model_id:
-            return f'snapshot_download("{self.hub_model_id}") + "/{DLLM_FOLDER}"', False
-        return repr(os.path.join(self.args.output_dir, DLLM_FOLDER)), False
+    def _hub_kind(self, merge: bool) -> str:
+        return "policy"
+
+    def _card_limits(self) -> list[str]:
+        return [
+            "It was trained with one model, on one kind of task and one length of canvas; with others it may decide "
+            "badly.",
+            *super()._card_limits(),
+        ]
+
+    def _card_sampling(self, sampling: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._card_sampling(sampling), "unmasking": "this policy"}
+
+    def _hub_generation_config(self, folder: str | None = None) -> DiffusionGenerationConfig:
+        """How the model was decoded with the policy, which lies in `folder`."""
+        return super()._hub_generation_config(
+            unmasking=os.path.abspath(self.args.output_dir if folder is None else folder),
+            policy_temperature=self.args.policy_temperature,
+        )
+
+    def _write_run_files(self, folder: str):
+        super()._write_run_files(folder)
+        self._hub_generation_config(folder).save_pretrained(folder)
+        if self.joint is not None:
+            self._hub_generation_config(folder).save_pretrained(os.path.join(folder, DLLM_FOLDER))
+
+    def _check_pushable(self, merge: bool):
+        super()._check_pushable(merge)
+        base = get_config_model_id(self._dllm.config)
+        if self.args.dllm_learning_rate is not None and isinstance(self.dllm, PeftModel):
+            check_base(base)
+        elif self.args.dllm_learning_rate is None and base and os.path.isdir(base) and tiny_name(base) is None:
+            logger.warning(
+                f"dllm is a folder of this machine, {base!r}, and the card's quick start loads it. Push the model "
+                "too, and write its id into the card."
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         # A policy knows no token: its folder holds no tokenizer, its config none of the ids that the Trainer puts in.
-        with self._without_tokens():
-            super()._save(output_dir, state_dict)
         if self.joint is not None and self.args.should_save:
             self.joint.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
+        with self._without_tokens():
+            super()._save(output_dir, state_dict)
 
     def _save_training_state(self, folder: str):
         super()._save_training_state(folder)
         if self.joint is not None and self.args.should_save:
             self.joint.save_state(folder)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str):
-        # The Trainer pushes the output folder, into which it copies the files that it knows.
-        if self.joint is not None and self.is_world_process_zero():
-            self.joint.save_pretrained(self.args.output_dir)
-        with self._without_tokens():
-            super()._push_from_checkpoint(checkpoint_folder)
 
     @contextmanager
     def _without_tokens(self):
