@@ -80,7 +80,10 @@ def mcnemar_test(only_first: int, only_second: int) -> float:
     if min(only_first, only_second) < 0:
         raise ValueError(f"only_first={only_first} and only_second={only_second} must not be negative.")
     count = only_first + only_second
-    tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
+    tail, ways = 0, 1
+    for k in range(min(only_first, only_second) + 1):
+        tail += ways  # of choosing k of the pairs
+        ways = ways * (count - k) // (k + 1)
     return min(1.0, 2 * tail / 2**count)  # whole numbers, rounded once
 
 

@@ -202,8 +202,8 @@ def _read(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         is_right = False
     if not is_right:
         raise ValueError(
-            f"{str(path)!r} is missing or damaged: it is no file of a finished evaluation. Name another folder, or "
-            "set overwrite=True."
+            f"{str(path)!r} is missing or damaged. The command of the evaluation makes it, and goes on with an "
+            "interrupted one; overwrite=True starts anew."
         )
     return content
 

@@ -35,7 +35,7 @@ def run_compare(folders: Sequence[str]):
 
 def print_comparisons(comparisons: Sequence[Comparison], title: str):
     """A table with a row per task, and one for its score where it has grades."""
-    table = Table(title=Text(title), box=SIMPLE_HEAD)
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
     table.add_column("", overflow="fold", min_width=14)
     for column in ("problems", "A", "B", "B − A", "95 % interval", "p"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -282,8 +282,8 @@ def print_preset(args: Namespace, config: DiffusionGenerationConfig, given: dict
 
 def print_results(results: dict[str, TaskResult], title: str):
     """A table with a row per task; its other metrics stand under it."""
-    table = Table(title=Text(title), box=SIMPLE_HEAD)
-    table.add_column("", overflow="fold", min_width=16)
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
+    table.add_column("", overflow="fold", min_width=15)
     for column in ("problems", "accuracy", "95 % interval", "forward\npasses", "tokens", "tokens\nper s"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
