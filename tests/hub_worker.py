@@ -123,7 +123,6 @@ def push(work: Path, found: dict):
         SDAR,
         lora(),
         num_denoising_steps=17,
-        learning_rate=0.03,
         hub_model_id="alice/tiny",
         hub_revision="dev",
         hub_private_repo=True,
@@ -155,7 +154,7 @@ def push(work: Path, found: dict):
         DiffusionSFTConfig(
             str(work / "sft"),
             max_steps=1,
-            learning_rate=0.03,
+            learning_rate=0.002,
             per_device_train_batch_size=8,
             use_cpu=True,
             bf16=False,

@@ -82,7 +82,7 @@ def test_the_python_blocks_of_the_generation_page_run(capsys, monkeypatch):
         exec(block, namespace)  # the project's own text
     printed = capsys.readouterr().out
     # The input of the infilling example comes back with its gap filled.
-    assert "0430100000410000" + "14321234" in printed.replace(" ", "") and "·" not in printed
+    assert "0130200000003240" + "41322314" in printed.replace(" ", "") and "·" not in printed
 
 
 def test_the_python_blocks_of_the_tracerl_page_run(tmp_path, monkeypatch):

@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(
-            f"trl-diffusion {args.command}: {hub_advice(error) or str(error) or type(error).__name__}", file=sys.stderr
-        )
+        advice = hub_advice(error) if isinstance(error, OSError) else None  # other errors have words of their own
+        print(f"trl-diffusion {args.command}: {advice or str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 

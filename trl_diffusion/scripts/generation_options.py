@@ -19,6 +19,7 @@ from ..generation import DiffusionGenerationConfig
 from ..generation.checks import check_settings
 from ..generation.configuration import CACHES, STEP_SCHEDULES, rule_path
 from ..generation.unmasking import RULES
+from ..hub import hub_advice
 from ..models import AutoModelForDiffusionLM, DiffusionModelMixin, diffusion_model
 from .dotted_path import import_dotted
 
@@ -199,6 +200,6 @@ def load_model(args: Namespace) -> tuple[DiffusionModelMixin, PreTrainedTokenize
         # transformers' message for an id that is not there names no id.
         raise ValueError(
             f"model={name!r} is no folder and no tiny checkpoint ({', '.join(tiny_checkpoints())}), and did not come "
-            f"from the Hub: {str(error).splitlines()[0]}"
+            f"from the Hub: {hub_advice(error, path) or str(error).splitlines()[0]}"
         ) from error
     return diffusion_model(model).eval(), tokenizer
