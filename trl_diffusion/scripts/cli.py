@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _overview(arguments: list[str]) -> int:
     """`--help` and `--version`, and what is said of a command that there is not."""
-    lines = {name: text for name, text in TRAINING.items()} | {name: text for name, (_, text) in COMMANDS.items()}
+    lines = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
     parser = CommandParser(
         prog="trl-diffusion",
         usage="trl-diffusion COMMAND [options]",

@@ -87,7 +87,7 @@ def run_reporting(prog: str, function: Callable[[], int | None], debug: bool) ->
             raise
         process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
         message = str(error) or type(error).__name__
-        if not isinstance(error, _SPEAKING):
-            message = f"{type(error).__name__}: {error}\n(--debug shows where.)"
+        if str(error) and not isinstance(error, _SPEAKING):
+            message = f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"{prog}{process}: {message}", file=sys.stderr)
         return 1

@@ -30,7 +30,11 @@ def is_launched() -> bool:
 def is_to_launch(given: GivenOptions) -> bool:
     """Whether the training needs other processes: options say so, or `accelerate config`, or there are several GPUs.
     One process on one device is this one."""
-    return bool(given.launch or given.launch_in_file) or os.path.isfile(default_config_file) or torch.cuda.device_count() > 1
+    return (
+        bool(given.launch or given.launch_in_file)
+        or os.path.isfile(default_config_file)
+        or torch.cuda.device_count() > 1
+    )
 
 
 def find_accelerate_config(name: str) -> str:

@@ -46,7 +46,7 @@ class RLScriptArguments:
         metadata={
             "aliases": ["--dataset_name"],
             "help": "'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'arithmetic', "
-            "'openai/gsm8k', 'meta-math/MetaMathQA', or a Hub dataset with a prompt column."
+            "'openai/gsm8k', 'meta-math/MetaMathQA', or a Hub dataset with a prompt column.",
         },
     )
     reward_funcs: list[str] | None = field(

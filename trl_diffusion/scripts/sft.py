@@ -75,9 +75,7 @@ class SFTScriptArguments:
     test_batch_size: int = field(default=64, metadata={"help": "Prompts per batch of that."})
 
 
-def run_sft(
-    script_args: SFTScriptArguments, config: DiffusionSFTConfig, model_args: ModelConfig
-) -> dict[str, Any]:
+def run_sft(script_args: SFTScriptArguments, config: DiffusionSFTConfig, model_args: ModelConfig) -> dict[str, Any]:
     """Train; save the model, its card and `results.json` in `config.output_dir`.
 
     Args:
@@ -201,10 +199,12 @@ def with_completions(rows: Dataset) -> Dataset:
 
 
 def _solve(trainer: DiffusionSFTTrainer, task: RLTask, batch_size: int) -> dict[str, float]:
-    """Greedy decoding of the held-out problems, at the model's generation settings."""
+    """Greedy decoding of the held-out problems: the model's generation settings, on the canvas of the training."""
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     config = copy.copy(diffusion_model(model).generation_config)
     config.temperature, config.seed = 0.0, trainer.args.seed
+    if trainer.args.canvas_length not in (None, config.max_new_tokens):
+        config.max_new_tokens, config.num_denoising_steps = trainer.args.canvas_length, None
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     # Before training the model is not prepared yet, and would run without the autocast that it gets afterwards.
     with trainer.accelerator.autocast():

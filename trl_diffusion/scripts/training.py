@@ -104,9 +104,7 @@ def make_parser(name: str, prog: str | None = None) -> TrainingParser:
     )
 
 
-def main(
-    name: str, arguments: list[str] | None = None, demo: Path | None = None, launched_here: bool = False
-) -> int:
+def main(name: str, arguments: list[str] | None = None, demo: Path | None = None, launched_here: bool = False) -> int:
     """Run a training command, in this process or, as `trl` does, through `accelerate launch`.
 
     Args:
