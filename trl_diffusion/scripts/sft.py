@@ -175,7 +175,20 @@ def _load(
             )
         else:
             evaluation = load_rows(name, config_name, script_args.dataset_test_split)
+    _check_texts(train, name)
+    if evaluation is not None:
+        _check_texts(evaluation, script_args.eval_dataset or name)
     return train, evaluation, task
+
+
+def _check_texts(rows: Dataset, name: str):
+    for column in ("prompt", "completion", "text"):
+        kind = getattr(rows.features.get(column), "dtype", "string")
+        if kind not in ("string", "large_string", "list"):
+            raise ValueError(
+                f"Column {column!r} of {name!r} holds {kind}, not texts. A CSV file cannot say that digits are a "
+                "text: write .jsonl or .parquet."
+            )
 
 
 def with_completions(rows: Dataset) -> Dataset:

@@ -6,6 +6,7 @@
 import dataclasses
 import re
 import shutil
+import textwrap
 from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from enum import Enum
 
@@ -102,6 +103,13 @@ class TrainingHelp(RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         width = min(100, shutil.get_terminal_size().columns) - 2
         super().__init__(prog, max_help_position=30, width=max(width, 60))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Lines that begin with an option, or with spaces, are set already.
+        return "\n".join(
+            f"{indent}{line}" if line.startswith((" ", "--")) else textwrap.fill(line, width, initial_indent=indent)
+            for line in text.splitlines()
+        )
 
     def _format_action_invocation(self, action: Action) -> str:
         name, metavar = action.option_strings[0], action.metavar

@@ -5,6 +5,7 @@
 `accelerate launch`'s, and a `--help` that shows the fields of a method before the hundreds that it inherits."""
 
 import os
+import textwrap
 from argparse import Action, Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,9 +24,9 @@ COMMAND_OPTIONS = {
     "--config": ("FILE", "YAML file with options; the command line wins."),
     "--accelerate_config": (
         "NAME",
-        "A file of `accelerate config`, or one of TRL's: single_gpu,\nmulti_gpu, zero1, zero2, zero3, fsdp1, fsdp2.",
+        "A file of `accelerate config`, or one of TRL's: single_gpu, multi_gpu, zero1, zero2, zero3, fsdp1, fsdp2.",
     ),
-    "--num_processes": ("N", "Processes to start; all other options of `accelerate launch`\nare taken too."),
+    "--num_processes": ("N", "Processes to start; all other options of `accelerate launch` are taken too."),
     "--debug": ("", DEBUG_HELP),
     "--help": ("", "Show the options that are most often set."),
     "--help_all": ("", "Show all options."),
@@ -209,8 +210,8 @@ def _command_help() -> str:
     """[`COMMAND_OPTIONS`] as argparse would show them."""
     lines = []
     for name, (metavar, text) in COMMAND_OPTIONS.items():
-        head = f"{name} {metavar}".rstrip()
-        lines.append(f"{head:<28}" + text.replace("\n", "\n" + 28 * " "))
+        first, *others = textwrap.wrap(text, 50)
+        lines += [f"{f'{name} {metavar}':<28}{first}", *(f"{'':<28}{line}" for line in others)]
     return "\n".join(lines)
 
 
