@@ -17,13 +17,13 @@ On a GPU, LLaDA-8B-Instruct with the paper's settings for mathematics, but for t
         --use_peft --load_in_4bit --lora_target_modules all-linear --lora_r 32 --learning_rate 1e-5 --max_steps 700
 """
 
+import sys
 from pathlib import Path
 
-from trl_diffusion import BGPOConfig, BGPOTrainer
-from trl_diffusion.scripts.rl import main
+from trl_diffusion.scripts.training import main
 
 
 DEMO = Path(__file__).parent / "configs" / "bgpo_countdown_tiny.yaml"
 
 if __name__ == "__main__":
-    main(BGPOTrainer, BGPOConfig, DEMO)
+    sys.exit(main("bgpo", demo=DEMO))

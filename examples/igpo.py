@@ -19,13 +19,13 @@ On 8 GPUs, LLaDA-8B-Instruct with the paper's settings (512 completions a step, 
         --max_steps 1000
 """
 
+import sys
 from pathlib import Path
 
-from trl_diffusion import IGPOConfig, IGPOTrainer
-from trl_diffusion.scripts.rl import main
+from trl_diffusion.scripts.training import main
 
 
 DEMO = Path(__file__).parent / "configs" / "igpo_arithmetic_tiny.yaml"
 
 if __name__ == "__main__":
-    main(IGPOTrainer, IGPOConfig, DEMO)
+    sys.exit(main("igpo", demo=DEMO))

@@ -16,13 +16,13 @@ On a GPU, a published model and dataset (LoRA, and QLoRA with --load_in_4bit):
         --per_device_train_batch_size 8 --gradient_accumulation_steps 8 --num_generations 8 --max_steps 200
 """
 
+import sys
 from pathlib import Path
 
-from trl_diffusion import TraceRLConfig, TraceRLTrainer
-from trl_diffusion.scripts.rl import main
+from trl_diffusion.scripts.training import main
 
 
 DEMO = Path(__file__).parent / "configs" / "tracerl_sudoku_tiny.yaml"
 
 if __name__ == "__main__":
-    main(TraceRLTrainer, TraceRLConfig, DEMO)
+    sys.exit(main("tracerl", demo=DEMO))

@@ -16,12 +16,13 @@ On 8 GPUs, LLaDA-8B-Instruct with the paper's settings in full diffusion:
         --num_generations 8 --per_device_train_batch_size 16 --alpha 3 --num_train_epochs 1
 """
 
+import sys
 from pathlib import Path
 
-from trl_diffusion.scripts.unmask_policy import main
+from trl_diffusion.scripts.training import main
 
 
 DEMO = Path(__file__).parent / "configs" / "unmask_policy_sudoku_tiny.yaml"
 
 if __name__ == "__main__":
-    main(DEMO)
+    sys.exit(main("unmask-policy", demo=DEMO))

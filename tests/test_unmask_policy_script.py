@@ -20,6 +20,7 @@ from trl_diffusion import AutoModelForDiffusionLM, DiffusionGenerationConfig, Un
 from trl_diffusion.checkpoints import tiny_checkpoint, tiny_checkpoints, tiny_policies, tiny_policy
 from trl_diffusion.evaluation import complete, read_frontier
 from trl_diffusion.scripts import unmask_policy
+from trl_diffusion.scripts.cli import main
 from trl_diffusion.scripts.generation_options import parse_setting
 from trl_diffusion.scripts.tasks import load_rl_task
 from trl_diffusion.scripts.unmask_policy import UnmaskPolicyScriptArguments
@@ -33,11 +34,11 @@ ROOT = Path(__file__).parents[1]
 def test_the_example_saves_a_policy_its_frontier_and_its_card(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unmask_policy, "CURVES", ("threshold",))
     monkeypatch.setattr(unmask_policy, "POLICY_BETAS", (1.0, 4.0))
-    command = ["unmask_policy.py", "--output_dir", str(tmp_path), "--max_steps", "2", "--num_test", "8"]
+    command = ["--output_dir", str(tmp_path), "--max_steps", "2", "--num_test", "8"]
     command += ["--per_device_train_batch_size", "16", "--eval_steps", "2", "--save_steps", "2", "--num_eval", "2"]
     command += ["--per_device_eval_batch_size", "16", "--logging_steps", "1", "--use_cpu", "true"]
-    monkeypatch.setattr(sys, "argv", command)
-    unmask_policy.main(ROOT / "examples" / "configs" / "unmask_policy_sudoku_tiny.yaml")
+    config = ROOT / "examples" / "configs" / "unmask_policy_sudoku_tiny.yaml"
+    assert main(["unmask-policy", "--config", str(config), *command]) == 0
     printed = capsys.readouterr().out
     assert "forward passes; " in printed and "frontier.png are in" in printed
     names = {path.name for path in tmp_path.iterdir()}

@@ -63,7 +63,8 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
     assert "trl_diffusion/py.typed" in packed
-    assert packed == source  # sub-packages, checkpoints and templates; no tests, examples or benchmarks
+    # Sub-packages, checkpoints and templates, and where the console command begins; no tests, examples or benchmarks.
+    assert packed == source | {"trl_diffusion_cli.py"}
 
 
 def test_wheel_works_in_a_clean_environment(wheel, tmp_path):

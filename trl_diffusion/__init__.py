@@ -7,15 +7,19 @@ Importing the package registers its model families with transformers' Auto class
 use, since TRL takes seconds to load.
 """
 
+import sys
 from importlib import import_module
-
-from . import models  # noqa: F401  (registers the families)
-from .generation import DiffusionGenerationConfig, Rollout
 
 
 __version__ = "0.1.0"
 
+# The console command registers the families itself, before it runs a command: `--help` does not wait for torch.
+if "trl_diffusion_cli" not in sys.modules:
+    from . import models  # noqa: F401  (registers the families)
+
 _LAZY = {
+    "DiffusionGenerationConfig": "generation",
+    "Rollout": "generation",
     "AutoModelForDiffusionLM": "models",
     "DiffusionValueModel": "models",
     "MaskedView": "likelihood",
@@ -37,7 +41,7 @@ _LAZY = {
     "UnmaskPolicyTrainer": "trainer",
 }
 
-__all__ = ["DiffusionGenerationConfig", "Rollout", *_LAZY]
+__all__ = [*_LAZY]
 
 
 def __getattr__(name: str):

@@ -4,7 +4,6 @@
 """One run of reinforcement learning, from a dataset's name to a saved model and its figures."""
 
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, ProgressCallback, set_seed
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from transformers import AutoTokenizer, ProgressCallback, Trainer, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..evaluation import complete, wilson_interval
@@ -42,8 +42,9 @@ class RLScriptArguments:
     dataset: str = field(
         default="sudoku",
         metadata={
+            "aliases": ["--dataset_name"],
             "help": "'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'arithmetic', "
-            "'openai/gsm8k', 'meta-math/MetaMathQA', or a Hub dataset with a prompt column."
+            "'openai/gsm8k', 'meta-math/MetaMathQA', or a Hub dataset with a prompt column.",
         },
     )
     reward_funcs: list[str] | None = field(
@@ -71,25 +72,10 @@ class RewardProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(reward=f"{logs['reward']:.3f}")
 
 
-def main(trainer_class: type[DiffusionGRPOTrainer], config_class: type[DiffusionGRPOConfig], demo: Path):
-    """The command of an example: [`run_rl`] with the settings of the command line.
-
-    Args:
-        trainer_class, config_class:
-            Which trainer, and its config.
-        demo (`Path`):
-            Settings in YAML, for a command that names no model of its own. What the command line says comes on top.
-    """
-    parser = TrlParser((RLScriptArguments, config_class, ModelConfig))
-    run_rl(trainer_class, *parser.parse_args_and_config(command_line(demo)))
-
-
-def command_line(demo: Path) -> list[str]:
-    """The arguments of the process; before them those of the demo, where they name no model and no config."""
-    # TRL's parser knows `--config file`, not `--config=file`.
-    arguments = [part for a in sys.argv[1:] for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+def command_line(demo: Path, arguments: list[str]) -> list[str]:
+    """A command line; before it the demo's settings, where it names no model and no config."""
     names = {argument.split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("-")}
-    own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help"}
+    own = any(name.startswith("__model_n") for name in names) or names & {"__config", "_h", "__help", "__help_all"}
     return arguments if own else ["--config", str(demo), *arguments]
 
 
@@ -102,6 +88,44 @@ def checkpoint_path(name: str | None) -> str:
     if not name:
         raise ValueError("model_name_or_path is not set. Name a checkpoint, e.g. sudoku-llada-tiny.")
     return str(tiny_checkpoint(name)) if name in tiny_checkpoints() and not os.path.exists(name) else name
+
+
+def set_lora_targets(model_args: ModelConfig):
+    """PEFT knows default targets for the families of transformers, not for these."""
+    if model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters):
+        model_args.lora_target_modules = "all-linear"
+
+
+def given_settings(script_args: Any, config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
+    """What the user asked for, for results.json."""
+    return {
+        "script": asdict(script_args),
+        "model": without_secrets(asdict(model_args)),
+        "training": without_secrets(config.to_dict()),
+    }
+
+
+def init_kwargs(model_args: ModelConfig, more: dict[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`; those of the config win."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(more or {}),
+    }
+
+
+def check_not_sharded(trainer: Trainer, num_test: int | None):
+    """Decoding the held-out rows needs whole weights.
+
+    Raises:
+        ValueError: the weights are shared out over the processes.
+    """
+    if num_test != 0 and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            f"num_test={num_test}: with FSDP and ZeRO-3 the held-out rows cannot be decoded, since no process has the "
+            "whole model. Set num_test to 0, and evaluate the saved model with `trl-diffusion eval`."
+        )
 
 
 def run_rl(
@@ -128,22 +152,10 @@ def run_rl(
     started = time.perf_counter()
     set_seed(config.seed)
     path = checkpoint_path(model_args.model_name_or_path)
-    if model_args.use_peft and not (model_args.lora_target_modules or model_args.lora_target_parameters):
-        # PEFT knows default targets for the families of transformers, not for these.
-        model_args.lora_target_modules = "all-linear"
+    set_lora_targets(model_args)
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
-    # Before the config is changed: what the user asked for.
-    settings = {
-        "script": asdict(script_args),
-        "model": without_secrets(asdict(model_args)),
-        "training": without_secrets(config.to_dict()),
-    }
-    config.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(config.model_init_kwargs or {}),
-    }
+    settings = given_settings(script_args, config, model_args)  # before the config is changed
+    config.model_init_kwargs = init_kwargs(model_args, config.model_init_kwargs)
     trainer = trainer_class(
         model=path,
         reward_funcs=task.reward_funcs,
@@ -155,6 +167,7 @@ def run_rl(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    check_not_sharded(trainer, script_args.num_test)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RewardProgressCallback)
     evaluating = script_args.num_test != 0

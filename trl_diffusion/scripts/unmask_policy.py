@@ -5,16 +5,15 @@
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoTokenizer, ProgressCallback, set_seed
-from trl import ModelConfig, TrlParser, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from ..evaluation import DecodingPoint, FrontierRow, best_at, measure_frontier, plot_frontier
 from ..evaluation.frontier_plot import check_plot
-from ..hub import MeasuredFigure, own_command, without_secrets, write_json
+from ..hub import MeasuredFigure, own_command, write_json
 from ..models import UnmaskPolicyModel, UnmaskPolicyModelConfig
 from ..trainer import UnmaskPolicyConfig, UnmaskPolicyTrainer
 from .curves import DEFAULT_CURVES, POLICY_BETAS, print_rows, rule_points, step_ladder
@@ -22,7 +21,8 @@ from .rl import (
     RewardProgressCallback,
     RLScriptArguments,
     checkpoint_path,
-    command_line,
+    given_settings,
+    init_kwargs,
 )
 from .tasks import load_rl_task
 
@@ -58,17 +58,6 @@ class UnmaskPolicyScriptArguments(RLScriptArguments):
     )
 
 
-def main(demo: Path):
-    """The command of the example: [`run_unmask_policy`] with the settings of the command line.
-
-    Args:
-        demo (`Path`):
-            Settings in YAML, for a command that names no model of its own. What the command line says comes on top.
-    """
-    parser = TrlParser((UnmaskPolicyScriptArguments, UnmaskPolicyConfig, ModelConfig))
-    run_unmask_policy(*parser.parse_args_and_config(command_line(demo)))
-
-
 def run_unmask_policy(
     script_args: UnmaskPolicyScriptArguments, config: UnmaskPolicyConfig, model_args: ModelConfig
 ) -> dict[str, Any]:
@@ -101,17 +90,8 @@ def run_unmask_policy(
         )
     path = checkpoint_path(model_args.model_name_or_path)
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
-    settings = {
-        "script": asdict(script_args),
-        "model": without_secrets(asdict(model_args)),
-        "training": without_secrets(config.to_dict()),
-    }
-    config.dllm_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(config.dllm_init_kwargs or {}),
-    }
+    settings = given_settings(script_args, config, model_args)  # before the config is changed
+    config.dllm_init_kwargs = init_kwargs(model_args, config.dllm_init_kwargs)
     train, held_back = _split(task.train_dataset, script_args.num_eval)
     tokenizer = AutoTokenizer.from_pretrained(
         path, padding_side="left", revision=model_args.model_revision, trust_remote_code=False
