@@ -6,11 +6,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
 from conftest import FAMILIES
+from doc_blocks import ROOT, run_page
 
 from trl_diffusion import (
     BGPOConfig,
@@ -31,7 +31,6 @@ from trl_diffusion.trainer.likelihoods import LIKELIHOODS
 from trl_diffusion.trainer.unmask_policy_config import REWARD_FORMS
 
 
-ROOT = Path(__file__).parents[1]
 MODELS = (ROOT / "docs" / "models.md").read_text()
 COLUMNS = ["loads", "generates", "policy", "SFT", "TraceRL", "BGPO", "IGPO", "UnmaskPolicy", "LoRA"]
 COLUMNS += ["4-bit", "flex", "flash"]
@@ -74,12 +73,19 @@ def test_every_mark_in_the_table_of_models_has_a_test(collected):
         assert matching, f"{family}, {column}: no test {name}[{family}]"
 
 
+def test_the_readme_trains_and_its_model_answers(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = run_page("README.md")
+    rewards = [log["reward"] for log in namespace["trainer"].state.log_history if "reward" in log]
+    # What the comment promises.
+    first, last = re.search(r"rises, here from (\S+) to (\S+);", (ROOT / "README.md").read_text()).groups()
+    assert rewards[0] == pytest.approx(float(first), abs=0.1) and rewards[-1] == pytest.approx(float(last), abs=0.15)
+    answer = namespace["tokenizer"].decode(namespace["output"].rollout.completions()[0], skip_special_tokens=True)
+    assert answer.replace(" ", "") in capsys.readouterr().out.replace(" ", "")
+
+
 def test_the_python_blocks_of_the_generation_page_run(capsys, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generation.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    namespace = {}
-    for block in blocks:
-        exec(block, namespace)  # the project's own text
+    run_page("docs/generation.md")
     printed = capsys.readouterr().out
     # The input of the infilling example comes back with its gap filled.
     assert "0430100000410000" + "14321234" in printed.replace(" ", "") and "·" not in printed
@@ -202,17 +208,13 @@ def test_the_python_block_of_the_sft_page_runs(tmp_path, monkeypatch):
 def test_the_python_blocks_of_the_length_alignment_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "length_alignment.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
-    namespace = {}
     # In the place of a model's tokenizer, which is on the Hub.
     local = character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name: local)
     with ChatServer(reply=shorten_trace) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "any")
-        for block in blocks:
-            exec(block, namespace)  # the project's own text
+        namespace = run_page("docs/length_alignment.md")
     assert len(server.requests) > 50 and (tmp_path / "lengths.png").exists()
     assert len(namespace["train_dataset"]) == len(namespace["aligned"].dataset) > 150
     assert "of 200 rows are kept (max_length=48)" in capsys.readouterr().out

@@ -7,12 +7,12 @@ import glob
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_model
 from datasets import Dataset, load_dataset
+from doc_blocks import ROOT, run_page
 
 from trl_diffusion import (
     DiffusionGenerationConfig,
@@ -23,7 +23,6 @@ from trl_diffusion import (
 from trl_diffusion.evaluation import traces as traces_module
 
 
-ROOT = Path(__file__).parents[1]
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}4{% endif %}"
 CONFIG = {"max_new_tokens": 6, "block_length": 4, "num_denoising_steps": 4, "temperature": 0.9}
 
@@ -264,9 +263,7 @@ def test_inside_a_running_loop(tokenizer):
 
 
 def test_the_python_blocks_of_the_page_on_traces_run(capsys):
-    namespace = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "traces.md").read_text(), re.DOTALL):
-        exec(block, namespace)  # the project's own text
+    namespace = run_page("docs/traces.md")
     assert min(namespace["traces"]["reward"]) >= 0.5
     eos = namespace["tokenizer"].eos_token_id
     ended = [ids[-1] == eos for ids in namespace["traces"]["completion_ids"]]
