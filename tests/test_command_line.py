@@ -5,8 +5,10 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,9 +16,10 @@ import pytest
 
 import trl_diffusion
 from trl_diffusion.models.auto import supported_model_types
-from trl_diffusion.scripts import env
+from trl_diffusion.scripts import env, launching
 from trl_diffusion.scripts.cli import COMMANDS, TRAINING, main
-from trl_diffusion.scripts.training import TRAINING_COMMANDS
+from trl_diffusion.scripts.command import CommandParser
+from trl_diffusion.scripts.training import TRAINING_COMMANDS, make_parser
 
 
 ROOT = Path(__file__).parents[1]
@@ -160,3 +163,62 @@ def test_every_command_has_a_help_of_its_own(capsys):
     for name in COMMANDS:
         status, printed, _ = ended([name, "--help"], capsys)
         assert status == 0 and f"trl-diffusion {name}" in printed and "--debug" in printed, name
+
+
+PAGE = (ROOT / "docs" / "command_line.md").read_text()
+COMMAND_LINES = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+@pytest.mark.parametrize("arguments", COMMAND_LINES, ids=lambda arguments: f"{arguments[0]}-{len(arguments)}")
+def test_the_options_of_the_page_are_options(arguments):
+    name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        return
+    if name in TRAINING:
+        parser = make_parser(name)
+        rest = [str(ROOT / part) if part.startswith("examples/") else part for part in rest]
+        given = parser.split(rest)
+        assert parser.check(given).model_name_or_path
+        return
+    parser = CommandParser()
+    command = import_module(f"trl_diffusion.scripts.{COMMANDS[name][0]}")
+    command.add_arguments(parser)
+    parser.parse_args(rest)
+
+
+def test_the_page_names_every_command_and_file():
+    for name in (*TRAINING, *COMMANDS):
+        assert f"`{name}`" in PAGE, name
+        assert any(line[0] == name for line in COMMAND_LINES) or name in ("eval", "igpo", "unmask-policy"), name
+    named = set(re.findall(r"`(\w+_(?:tiny|1gpu_\w+|8gpu_\w+))`", PAGE))
+    named |= {stem.replace("_zero3", "_fsdp2") for stem in named if stem.endswith("_zero3")}
+    assert named == {path.stem for path in (ROOT / "examples" / "configs").glob("*.yaml")} - {
+        "length_aligned_sft_tiny"
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_trains_as_it_says(tmp_path, monkeypatch, capsys):
+    """The commands on tiny checkpoints, but for the number of steps."""
+    rows = "".join(f'{{"prompt": "{n}+1=", "completion": "####{n + 1}"}}\n' for n in range(1, 9))
+    for name in ("rows.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text(rows)
+    (tmp_path / "my_rewards.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+    monkeypatch.setattr(launching, "default_config_file", str(tmp_path / "none.yaml"))
+    monkeypatch.chdir(tmp_path)
+    short = {"--max_steps": "1", "--num_train_epochs": "1", "--num_test": "4", "--per_device_train_batch_size": "8"}
+    ran = 0
+    for arguments in COMMAND_LINES:
+        if arguments[0] not in TRAINING or "--config" in arguments:
+            continue
+        for option, value in short.items():
+            if option in arguments and arguments[arguments.index(option) + 1] != "0":
+                arguments = [*arguments, option, value]
+        assert main([*arguments, "--use_cpu", "--report_to", "none", "--save_strategy", "no"]) == 0, arguments
+        assert (Path(arguments[arguments.index("--output_dir") + 1]) / "results.json").exists()
+        ran += 1
+    assert ran == 4

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_help_shows_the_fields_of_the_method_first(name, capsys, monkeypatch):
         pages[option] = capsys.readouterr().out
     short, everything = pages["--help"], pages["--help_all"]
     assert max(map(len, short.splitlines())) <= 80 and len(short.splitlines()) < 300
-    assert "None)" not in everything and "[]" not in everything.replace("[BOOL]", "")
+    assert not re.findall(r"\(default: (None|False|\[\]|\{\}|)\)", " ".join(everything.split()))
     shown = [line.split()[0] for line in short.splitlines() if line.startswith("  --")]
     assert len(shown) == len(set(shown))
     config_class, script_class = TRAINING_COMMANDS[name].config_class, TRAINING_COMMANDS[name].script_class
@@ -329,9 +330,9 @@ def test_sft_trains_on_a_file(suffix, tmp_path):
     assert len(results["loss_curve"]) == len(results["eval_loss"]) == 1
     assert {"model.safetensors", "README.md", "results.json"} <= {path.name for path in out.iterdir()}
     assert "datasets:" not in (out / "README.md").read_text().split("---")[1]  # a file is none of the Hub's
-    # The loss is that of these rows: a step on eight rows at a high rate lowers it.
+    # The loss is that of these rows, which are learned by heart.
     before = results["eval_loss"][0]["loss"]
-    steps = ["--max_steps", "8", "--learning_rate", "3e-3", "--eval_steps", "8"]
+    steps = ["--max_steps", "30", "--learning_rate", "1e-3", "--eval_steps", "30", "--logging_steps", "30"]
     assert main([*command, "--canvas_length", "10", "--activation_checkpointing", "false", *steps]) == 0
     assert json.loads((out / "results.json").read_text())["eval_loss"][-1]["loss"] < before
 

@@ -185,14 +185,42 @@ def run_rl(
         "seed": config.seed,
         "config": settings,
     }
-    trainer.card_dataset = script_args.dataset
+    save_run(trainer, script_args.dataset, task, results, before, after)
+    if trainer.accelerator.is_main_process:
+        _print_report(results, before, after, config.output_dir)
+    return results
+
+
+def save_run(
+    trainer: Trainer,
+    dataset: str,
+    task: RLTask | None,
+    results: dict[str, Any],
+    before: dict[str, float],
+    after: dict[str, float],
+):
+    """Save the model, its card and `results.json` in the output folder, and push them where the config says so.
+
+    Args:
+        trainer (`Trainer`):
+            After training.
+        dataset (`str`), task ([`RLTask`], *optional*):
+            What it was trained on; the task where the dataset is one's.
+        results (`dict`):
+            Content of `results.json`.
+        before, after (`dict[str, float]`):
+            Metrics of the held-out rows, for the card.
+    """
+    config = trainer.args
+    hub_dataset = task.hub_dataset if task is not None else None if os.path.exists(dataset) else dataset
+    trainer.card_dataset = dataset
     trainer.card_figures = [
         MeasuredFigure(
-            task=script_args.dataset,
+            task=dataset,
             metric=metric,
             after=after[metric],
             before=before[metric],
-            dataset=task.hub_dataset,
+            dataset=hub_dataset,
             num_examples=len(task.test_dataset),
             interval=wilson_interval(after[metric], len(task.test_dataset)) if metric == "solve_rate" else None,
             seeds=(config.seed,),
@@ -204,13 +232,10 @@ def run_rl(
         os.makedirs(config.output_dir, exist_ok=True)
         write_json(results, os.path.join(config.output_dir, "results.json"))
     if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=task.hub_dataset)  # saves too
+        trainer.push_to_hub(dataset_name=hub_dataset)  # saves too
     else:
         trainer.save_model(config.output_dir)
-        trainer.create_model_card(dataset_name=task.hub_dataset)
-    if trainer.accelerator.is_main_process:
-        _print_report(results, before, after, config.output_dir)
-    return results
+        trainer.create_model_card(dataset_name=hub_dataset)
 
 
 def _evaluate(trainer: DiffusionGRPOTrainer, task: RLTask, batch_size: int) -> dict[str, float]:

@@ -16,11 +16,10 @@ from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..evaluation import complete
-from ..hub import write_json
 from ..models import diffusion_model
 from ..trainer import DiffusionSFTConfig, DiffusionSFTTrainer
 from .local_data import load_rows
-from .rl import check_not_sharded, checkpoint_path, given_settings, init_kwargs, set_lora_targets
+from .rl import check_not_sharded, checkpoint_path, given_settings, init_kwargs, save_run, set_lora_targets
 from .tasks import RLTask, load_rl_task
 
 
@@ -123,16 +122,9 @@ def run_sft(script_args: SFTScriptArguments, config: DiffusionSFTConfig, model_a
         "seed": config.seed,
         "config": settings,
     }
-    trainer.card_figures = {metric: (before[metric], after[metric]) for metric in before} or None
-    trainer.save_model(config.output_dir)
-    hub_dataset = script_args.dataset if task is None else task.hub_dataset
-    hub_dataset = None if hub_dataset is None or os.path.exists(hub_dataset) else hub_dataset
+    save_run(trainer, script_args.dataset, task, results, before, after)
     if trainer.accelerator.is_main_process:
-        trainer.create_model_card(dataset_name=hub_dataset)
-        write_json(results, os.path.join(config.output_dir, "results.json"))
         _print_report(results, before, after, config.output_dir)
-    if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_dataset)
     return results
 
 

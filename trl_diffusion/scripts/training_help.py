@@ -184,6 +184,9 @@ def _title(cls: type, field: dataclasses.Field) -> str:
         return _TRL
     # Of the classes that have it the one at the bottom: a method that changes a default does not make a field its own.
     brings = next(c for c in reversed(cls.__mro__) if field.name in getattr(c, "__dataclass_fields__", ()))
-    if brings in _GROUPS and not fixed:
-        return _GROUPS[brings]
-    return _TRANSFORMERS if brings.__module__.startswith("transformers.") else _TRL
+    changes = [
+        c for c in reversed(cls.__mro__) if c in _GROUPS and field.name in c.__dict__.get("__annotations__", ())
+    ]
+    if fixed or not changes:
+        return _TRANSFORMERS if brings.__module__.startswith("transformers.") else _TRL
+    return _TRAINING if brings.__module__.startswith("transformers.") else _GROUPS[changes[0]]
