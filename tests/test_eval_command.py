@@ -315,31 +315,3 @@ def test_the_help_names_the_options(capsys):
     for option in ("tasks", "num_test", "batch_size", "seeds", "frontier", "curves", "policies", "output_dir"):
         assert f"--{option}" in text
     assert "low_confidence random threshold factor" in " ".join(text.split()) and "--block_length" in text
-
-
-def test_the_page_says_what_is_swept_and_its_python_block_runs(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs" / "evaluation.md").read_text()
-    assert all(f"`{rule}`" in page for rule in RULES)
-    for field, values in curves.SWEEPS.values():
-        written = re.search(rf"`{field}`: ([\d., /]+) \|", page)[1].split(", ")
-        assert tuple(eval(value) for value in written) == values  # the project's own text
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(block, {"__name__": "page"})  # the project's own text
-    assert "'steps': " in capsys.readouterr().out
-    assert len(read_frontier("frontier/frontier.csv")) == 9 and Path("frontier/frontier.png").exists()
-
-
-@pytest.mark.parametrize("document", ["docs/evaluation.md", "README.md"])
-def test_the_commands_of_the_pages_run(document, tmp_path, monkeypatch, capsys):
-    """On fewer problems of one task, and along one curve."""
-    text = (ROOT / document).read_text().replace("\\\n", " ")
-    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("trl-diffusion eval ")]
-    assert commands
-    monkeypatch.chdir(tmp_path)
-    UnmaskPolicyModel(UnmaskPolicyModelConfig()).save_pretrained("sudoku-policy")
-    for command in commands:
-        short = ["--num_test", "2", "--tasks", "sudoku", "--model", MODEL]
-        if "--frontier" in command:
-            short += ["--curves", "sequential"]
-        assert main([*command, *short]) == 0, command

@@ -26,7 +26,7 @@ MATH = {
 
 
 @pytest.fixture(autouse=True)
-def rewards(tmp_path, monkeypatch):
+def folder_with_a_reward(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own_rewards_of_files.py").write_text(
         "def wanted(completions, want, **kwargs):\n"

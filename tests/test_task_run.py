@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from trl_diffusion import AutoModelForDiffusionLM, DiffusionGenerationConfig
 from trl_diffusion.checkpoints import tiny_checkpoint
-from trl_diffusion.evaluation import Verdict, evaluate_tasks, wilson_interval
+from trl_diffusion.evaluation import evaluate_tasks, wilson_interval
 from trl_diffusion.evaluation.task import countdown_task, gsm8k_task, math_task, reward_task, sudoku_task
 from trl_diffusion.scripts.cli import main
 from trl_diffusion.tasks import character_tokenizer, countdown_dataset, sudoku_dataset
@@ -311,12 +311,6 @@ def test_conversations_go_through_the_template_with_its_keywords(tmp_path):
     with pytest.raises(ValueError, match="task 'gsm8k': the longest prompt .* exceed the model's 256"):
         evaluate_tasks(model, tokenizer, long, config, output_dir=tmp_path / "none")
     assert not (tmp_path / "none").exists()
-
-
-def test_a_verdict_need_not_have_a_score(loaded):
-    task = replace(sudoku_task(ROWS), judge=lambda completions, rows: [Verdict(True)] * len(rows))
-    result = run(loaded, tasks={"sudoku": task})["sudoku"]
-    assert {row["score"] for row in result.rows} == {None} and all(row["correct"] for row in result.rows)
 
 
 # The command

@@ -22,6 +22,7 @@ from ..evaluation import Task, TaskResult, evaluate_tasks
 from ..generation import DiffusionGenerationConfig
 from ..models import DiffusionModelMixin
 from ..tasks.fingerprint import describe
+from . import tasks as task_loading
 from .compare import run_compare
 from .curves import add_arguments as add_curve_arguments
 from .curves import check_curves, run_frontier
@@ -109,11 +110,9 @@ def run(args: Namespace):
     given = given_settings(args)
     template_kwargs = check_options(args, given)
     preset = None if args.preset is None else find_preset(args.preset)
-    from .tasks import load_task  # imports TRL, which takes seconds
-
     tasks = {}
     for name in task_names(args.tasks):
-        tasks[name] = load_task(name, args.reward_funcs, args.num_test, args.split)
+        tasks[name] = task_loading.load_task(name, args.reward_funcs, args.num_test, args.split)
         if preset is not None and args.num_test is None:
             cut_to_protocol(name, tasks[name], preset, args.preset)
     if args.reward_funcs and not any(task.scorer.startswith("rewards") for task in tasks.values()):
@@ -205,9 +204,7 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: two would be called the same.
     """
-    from .tasks import GSM8K, MATH500
-
-    short = {GSM8K: "gsm8k", MATH500: "math500"}
+    short = {task_loading.GSM8K: "gsm8k", task_loading.MATH500: "math500"}
     found: dict[str, str] = {}
     for name in names:
         own = Path(name).stem if os.path.exists(name) and name not in short else name.replace("/", "_")
