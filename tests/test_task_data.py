@@ -13,7 +13,15 @@ from trl.rewards import accuracy_reward
 from trl_diffusion.evaluation import Completions
 from trl_diffusion.scripts import local_data, tasks
 from trl_diffusion.scripts.tasks import load_rl_task, load_task
-from trl_diffusion.tasks import countdown_dataset, countdown_reward, has_unique_solution, sudoku_dataset, sudoku_reward
+from trl_diffusion.tasks import (
+    character_tokenizer,
+    countdown_dataset,
+    countdown_reward,
+    has_unique_solution,
+    sudoku_dataset,
+    sudoku_reward,
+)
+from trl_diffusion.tasks.instructions import sudoku_instruction
 from trl_diffusion.tasks.math import INSTRUCTION, map_math
 
 
@@ -205,3 +213,14 @@ def test_mathematics_without_math_verify_is_an_error(monkeypatch):
     monkeypatch.setattr("trl_diffusion.tasks.math_scores.has_math_verify", lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'trl-diffusion\[math\]'"):
         tasks.load_task(write("jsonl", Dataset.from_dict(MATH)))
+
+
+def test_training_and_test_rows_are_asked_alike():
+    chat = character_tokenizer("01234")
+    chat.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    task = load_rl_task("sudoku", num_test=2)
+    asked, bare = task.asked_of(chat), task.asked_of(character_tokenizer("01234"))
+    for rows, plain in ((asked.train_dataset, task.train_dataset), (asked.test_dataset, task.test_dataset)):
+        assert rows["prompt"][0] == sudoku_instruction(plain["puzzle"][0])
+        assert rows["puzzle"][:] == plain["puzzle"][:] and rows["solution"][:] == plain["solution"][:]
+    assert bare.train_dataset["prompt"][:3] == task.train_dataset["prompt"][:3]

@@ -92,15 +92,15 @@ class Task:
         """Metrics of completions of rows."""
         return self.summarise(completions.texts, rows, self.judge(completions, rows))
 
-    def rows_for(self, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """The rows to test on, with prompts that a model with this tokenizer is to be asked.
+    def rows_for(self, tokenizer: PreTrainedTokenizerBase, rows: Dataset | None = None) -> Dataset:
+        """The rows to test on, or other rows of the task, with the prompts for a model with this tokenizer.
 
         Where the tokenizer has a chat template, bare puzzles are put into words.
 
         Raises:
             ValueError: the prompts are conversations, and there is no chat template.
         """
-        rows = self.test_dataset
+        rows = self.test_dataset if rows is None else rows
         if tokenizer.chat_template and self.instruct is not None:
             prompts = [self.instruct(row) for row in rows]
             return rows.remove_columns("prompt").add_column("prompt", prompts)

@@ -28,8 +28,9 @@ class RLScriptArguments:
 
     Args:
         dataset (`str`, *optional*, defaults to `"sudoku"`):
-            `"sudoku"`, a d1 Sudoku CSV file, `"countdown"`, a d1 Countdown JSONL file, `"arithmetic"`,
-            `"openai/gsm8k"`, `"meta-math/MetaMathQA"`, or a Hub dataset with a `prompt` column.
+            As of [`~scripts.tasks.load_rl_task`]: `"sudoku"`, `"countdown"`, `"countdown3"`, `"arithmetic"`,
+            `"gsm8k"`, `"math500"`, `"meta-math/MetaMathQA"`, a file (.jsonl, .json, .csv, .parquet), a saved dataset's
+            folder, or a Hub dataset.
         reward_funcs (`list[str]`, *optional*):
             `sudoku_reward`, `sudoku_solved_reward`, `countdown_reward`, `arithmetic_reward`,
             `arithmetic_format_reward`, names of `trl.rewards`, or dotted paths. Defaults to the dataset's own.
@@ -43,8 +44,9 @@ class RLScriptArguments:
         default="sudoku",
         metadata={
             "aliases": ["--dataset_name"],
-            "help": "'sudoku', a d1 Sudoku .csv file, 'countdown', a d1 Countdown .jsonl file, 'arithmetic', "
-            "'openai/gsm8k', 'meta-math/MetaMathQA', or a Hub dataset with a prompt column.",
+            "help": "'sudoku', 'countdown', 'countdown3', 'arithmetic', 'gsm8k', 'math500', 'meta-math/MetaMathQA', a "
+            "file (.jsonl, .json, .csv, .parquet), a saved dataset's folder, or a Hub dataset; the last three with a "
+            "prompt column and reward_funcs, or the columns of one of these tasks.",
         },
     )
     reward_funcs: list[str] | None = field(
@@ -154,6 +156,10 @@ def run_rl(
     path = checkpoint_path(model_args.model_name_or_path)
     set_lora_targets(model_args)
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, padding_side="left", revision=model_args.model_revision, trust_remote_code=False
+    )
+    task = task.asked_of(tokenizer)
     settings = given_settings(script_args, config, model_args)  # before the config is changed
     config.model_init_kwargs = init_kwargs(model_args, config.model_init_kwargs)
     trainer = trainer_class(
@@ -161,9 +167,7 @@ def run_rl(
         reward_funcs=task.reward_funcs,
         args=config,
         train_dataset=task.train_dataset,
-        processing_class=AutoTokenizer.from_pretrained(
-            path, padding_side="left", revision=model_args.model_revision, trust_remote_code=False
-        ),
+        processing_class=tokenizer,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )

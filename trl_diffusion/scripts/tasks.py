@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..evaluation.task import (
@@ -87,6 +88,12 @@ class RLTask(Task):
 
     train_dataset: Dataset
     reward_funcs: list[Callable]
+
+    def asked_of(self, tokenizer: PreTrainedTokenizerBase) -> "RLTask":
+        """The task with prompts, to train and to test on, that a model with this tokenizer is to be asked; see
+        [`~evaluation.task.Task.rows_for`]."""
+        test, train = self.rows_for(tokenizer), self.rows_for(tokenizer, self.train_dataset)
+        return replace(self, test_dataset=test, train_dataset=train)
 
 
 def load_task(

@@ -90,12 +90,13 @@ def run_unmask_policy(
         )
     path = checkpoint_path(model_args.model_name_or_path)
     task = load_rl_task(script_args.dataset, script_args.reward_funcs, script_args.num_test or None, config.seed)
-    settings = given_settings(script_args, config, model_args)  # before the config is changed
-    config.dllm_init_kwargs = init_kwargs(model_args, config.dllm_init_kwargs)
-    train, held_back = _split(task.train_dataset, script_args.num_eval)
     tokenizer = AutoTokenizer.from_pretrained(
         path, padding_side="left", revision=model_args.model_revision, trust_remote_code=False
     )
+    task = task.asked_of(tokenizer)
+    settings = given_settings(script_args, config, model_args)  # before the config is changed
+    config.dllm_init_kwargs = init_kwargs(model_args, config.dllm_init_kwargs)
+    train, held_back = _split(task.train_dataset, script_args.num_eval)
     trainer = UnmaskPolicyTrainer(
         _policy(script_args),
         task.reward_funcs,
