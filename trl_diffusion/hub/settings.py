@@ -90,6 +90,7 @@ def own_command() -> str | None:
         words = ["python", program]
     else:
         return None
+    words = [shlex.quote(word) for word in words]
     hidden = False
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -100,6 +101,6 @@ def own_command() -> str | None:
         elif secret and equals:
             words.append(f"--{name}=…")
         else:
-            words.append(_TOKEN.sub("hf_…", argument))
+            words.append(shlex.quote(_TOKEN.sub("hf_…", argument)))
         hidden = secret and not equals
-    return shlex.join(words).replace("'…'", "…")
+    return " ".join(words)
