@@ -43,6 +43,9 @@ from trl_diffusion.trainer.likelihoods import LIKELIHOODS
 from trl_diffusion.trainer.unmask_policy_config import REWARD_FORMS
 
 
+# The evaluation after the training is of four problems; the one before it is the page's.
+SMALL_EVALUATION = ("after = trainer.evaluate()", "after = trainer.evaluate(trainer.eval_dataset.select(range(4)))")
+
 # Page -> the config, the one whose fields it does not repeat, and the command.
 PAGES = {
     "docs/sft.md": (DiffusionSFTConfig, SFTConfig, "sft"),
@@ -126,7 +129,7 @@ def test_the_sft_page_runs(capsys):
 def test_the_grpo_page_runs(capsys):
     page = "docs/grpo.md"
     with every_block_runs(page) as blocks:
-        changes = [("max_steps=40", "max_steps=2"), ("train_batch_size=128", "train_batch_size=16")]
+        changes = [SMALL_EVALUATION, ("max_steps=40", "max_steps=2"), ("train_batch_size=128", "train_batch_size=16")]
         names = run_quick_start(page, blocks[0], changes, capsys)
         settings = ["num_iterations=2", "beta=0.1", "difficulty_range=[0.0, 1.0]"]
         reward = ("reward_funcs=sudoku_reward,", "reward_funcs=every_other,")
@@ -175,7 +178,7 @@ def test_the_passes_that_the_grpo_page_counts(likelihood, settings, graphs, alon
 def test_the_tracerl_page_runs(capsys):
     page = "docs/tracerl.md"
     with every_block_runs(page) as blocks:
-        changes = [("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=8")]
+        changes = [SMALL_EVALUATION, ("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=8")]
         names = run_quick_start(page, blocks[0], changes, capsys)
         settings = ["num_iterations=2", "beta=0.1", "difficulty_range=[0.0, 1.0]", "value_model='head'"]
         reward = ("reward_funcs=sudoku_reward,", "reward_funcs=every_other,")
@@ -192,7 +195,7 @@ def test_the_tracerl_page_runs(capsys):
 def test_the_bgpo_page_runs(capsys):
     page = "docs/bgpo.md"
     with every_block_runs(page) as blocks:
-        changes = [("max_steps=60", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
+        changes = [SMALL_EVALUATION, ("max_steps=60", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
         changes += [("logging_steps=2", "logging_steps=1")]
         names = run_quick_start(page, blocks[0], changes, capsys)
         assert final_log(names["trainer"], "elbo/difference_std") > 0
@@ -218,7 +221,7 @@ def test_the_bgpo_page_quotes_the_warning():
 def test_the_igpo_page_runs(capsys):
     page = "docs/igpo.md"
     with every_block_runs(page) as blocks:
-        changes = [("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
+        changes = [SMALL_EVALUATION, ("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
         names = run_quick_start(page, blocks[0], changes, capsys)
         assert final_log(names["trainer"], "hints/replaced") > 0
         settings = ["num_iterations=2", "difficulty_range=[0.0, 1.0]"]
