@@ -1,6 +1,5 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: F401  (names to export)
 
 """Post-training of diffusion language models in the style of Hugging Face TRL.
 
@@ -10,42 +9,13 @@ use, since TRL takes seconds to load.
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-
-if TYPE_CHECKING:
-    # The names of `_LAZY`, for editors and for the documentation, which read the source and do not run it.
-    from .evaluation.traces import collect_traces
-    from .generation import DiffusionGenerationConfig, Rollout
-    from .likelihood import MaskedView
-    from .models import (
-        AutoModelForDiffusionLM,
-        DiffusionValueModel,
-        UnmaskPolicyModel,
-        UnmaskPolicyModelConfig,
-    )
-    from .tasks import align_lengths
-    from .trainer import (
-        BGPOConfig,
-        BGPOTrainer,
-        DiffusionGRPOConfig,
-        DiffusionGRPOTrainer,
-        DiffusionSFTConfig,
-        DiffusionSFTTrainer,
-        IGPOConfig,
-        IGPOTrainer,
-        TraceRLConfig,
-        TraceRLTrainer,
-        UnmaskPolicyConfig,
-        UnmaskPolicyTrainer,
-    )
 
 
 __version__ = "0.1.0"
 
 # The console command registers the families itself, before it runs a command: `--help` does not wait for torch.
 if "trl_diffusion_cli" not in sys.modules:
-    from . import models
+    from . import models  # noqa: F401  (registers the families)
 
 _LAZY = {
     "DiffusionGenerationConfig": "generation",
