@@ -3,6 +3,7 @@
 
 """The cards of the checkpoints that ship with the package, and what cards are made of."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from hub_store import metadata_problems
 from huggingface_hub import ModelCard
 
 from trl_diffusion.checkpoints import tiny_checkpoints, tiny_policies
-from trl_diffusion.hub import Licence, MeasuredFigure, base_licence, card_with_figures, own_command, without_secrets
+from trl_diffusion.hub import (
+    Licence,
+    MeasuredFigure,
+    base_licence,
+    card_with_figures,
+    own_command,
+    read_eval_results,
+    without_secrets,
+)
 from trl_diffusion.hub.files import card_for
 from trl_diffusion.tasks import has_unique_solution
 
@@ -79,6 +88,24 @@ def test_figures_take_the_place_of_those_before():
     assert str(again) == str(card)
     with pytest.raises(ValueError, match="no section '## Measured'"):
         card_with_figures(ModelCard("---\nlicense: mit\n---\n# m\n"), figures)
+
+
+def test_the_figures_of_an_evaluation_come_with_their_command(tmp_path):
+    task = {"num_problems": 8, "seeds": [0, 1], "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8}
+    generation = {"max_new_tokens": 256, "unmasking": "threshold", "threshold": 0.9, "cache": "none", "top_k": None}
+    results = {"model": "out", "preset": "d1-256", "sources": {"gsm8k": "openai/gsm8k"}, "generation": generation}
+    (tmp_path / "results.json").write_text(json.dumps({**results, "tasks": {"gsm8k": task}}))
+    (figure,) = read_eval_results(tmp_path, "me/m")
+    assert (figure.task, figure.dataset, figure.after, figure.interval) == ("gsm8k", "openai/gsm8k", 0.5, (0.2, 0.8))
+    settings = "preset d1-256, max_new_tokens=256, unmasking=threshold, threshold=0.9, draws with seeds 0, 1"
+    assert figure.settings == settings and figure.seeds == ()
+    command = "trl-diffusion eval --model me/m --tasks openai/gsm8k --preset d1-256 --max_new_tokens 256 "
+    assert figure.command == command + "--unmasking threshold --threshold 0.9 --num_test 8 --seeds 0 1"
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no tasks"):
+        read_eval_results(tmp_path)
+    with pytest.raises(ValueError, match="has no results.json"):
+        read_eval_results(tmp_path / "none")
 
 
 def test_a_quick_start_is_of_the_repository_that_it_stands_in():

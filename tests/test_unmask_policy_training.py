@@ -259,7 +259,8 @@ def test_a_trained_policy_is_a_small_folder_that_other_trainers_and_models_use(t
     folder = tmp_path / "policy"
     trainer.save_model(str(folder))
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "model.safetensors", "training_args.bin"}
+    files = {"config.json", "model.safetensors", "generation_config.json"}
+    assert names == files | {"training_args.bin", "training_args.json"}
     config = json.loads((folder / "config.json").read_text())
     assert not {"pad_token_id", "eos_token_id"} & {name for name, value in config.items() if value is not None}
     again = UnmaskPolicyModel.from_pretrained(folder)

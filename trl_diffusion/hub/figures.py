@@ -5,6 +5,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +119,14 @@ def measured_text(figures: list[MeasuredFigure]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_eval_results(folder: str | os.PathLike) -> list[MeasuredFigure]:
+def read_eval_results(folder: str | os.PathLike, model: str | None = None) -> list[MeasuredFigure]:
     """The figures of an evaluation, of `results.json` in the output folder of `trl-diffusion eval`.
 
     Args:
         folder (`str` or `os.PathLike`):
             That folder.
+        model (`str`, *optional*):
+            What the model is called in the command that prints them. Defaults to what it was called there.
 
     Raises:
         ValueError: there is no such file, or it holds no tasks.
@@ -138,17 +141,19 @@ def read_eval_results(folder: str | os.PathLike) -> list[MeasuredFigure]:
     tasks = results.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
         raise ValueError(f"{path!r} holds no tasks: it is not the file that `trl-diffusion eval` writes.")
-    return [figure for name, task in tasks.items() for figure in _task_figures(name, task, results)]
+    return [figure for name, task in tasks.items() for figure in _task_figures(name, task, results, model)]
 
 
-def _task_figures(name: str, task: dict[str, Any], results: dict[str, Any]) -> list[MeasuredFigure]:
+def _task_figures(name: str, task: dict[str, Any], results: dict[str, Any], model: str | None) -> list[MeasuredFigure]:
     """A task's accuracy, with its interval, and what it cost."""
+    source = results.get("sources", {}).get(name, name)
+    on_the_hub = source.count("/") == 1 and not os.path.exists(source) and not os.path.splitext(source)[1]
     shared = {
         "task": name,
-        "dataset": task.get("dataset"),
+        "dataset": source if on_the_hub else None,
         "num_examples": task["num_problems"],
-        "command": results.get("command"),
-        "settings": _decoding(results.get("generation_config") or {}, task.get("seeds") or []),
+        "command": _command(source, task, results, model or results.get("model")),
+        "settings": _decoding(results, task.get("seeds") or []),
     }
     interval = (task["accuracy_low"], task["accuracy_high"])
     figures = [MeasuredFigure(metric="accuracy", after=task["accuracy"], interval=interval, **shared)]
@@ -159,17 +164,27 @@ def _task_figures(name: str, task: dict[str, Any], results: dict[str, Any]) -> l
     ]
 
 
-def _decoding(settings: dict[str, Any], seeds: list[int]) -> str | None:
+def _settings(results: dict[str, Any]) -> dict[str, Any]:
+    """Those of the generation that are not what is done anyway."""
+    usual = (None, False, "even", "none", "low_confidence", 0.0)
+    return {name: value for name, value in (results.get("generation") or {}).items() if value not in usual}
+
+
+def _decoding(results: dict[str, Any], seeds: list[int]) -> str | None:
     """How was decoded, in a card's cell."""
-    names = (
-        "max_new_tokens",
-        "block_length",
-        "num_denoising_steps",
-        "unmasking",
-        "threshold",
-        "factor",
-        "temperature",
-    )
-    parts = [f"{name}={settings[name]}" for name in (*names, "temperature") if settings.get(name) not in (None, 0.0)]
-    parts += [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
+    parts = [f"preset {results['preset']}"] if results.get("preset") else []
+    parts += [f"{name}={value}" for name, value in _settings(results).items()]
+    parts += [f"draws with seeds {', '.join(map(str, seeds))}"] if seeds else []
     return ", ".join(parts) or None
+
+
+def _command(source: str, task: dict[str, Any], results: dict[str, Any], model: str | None) -> str:
+    """The command that measures a task again."""
+    words = ["trl-diffusion", "eval", "--model", model or "…", "--tasks", source]
+    words += ["--preset", results["preset"]] if results.get("preset") else []
+    for name, value in _settings(results).items():
+        words += [f"--{name}", str(value)]
+    words += ["--num_test", str(task["num_problems"])]
+    seeds = task.get("seeds") or []
+    words += ["--seeds", *map(str, seeds)] if seeds else []
+    return shlex.join(words)

@@ -61,7 +61,7 @@ def run(args: Namespace):
     kind = folder_kind(folder)
     if args.merge_adapter and kind != "adapter":
         raise ValueError(f"merge_adapter: {args.model!r} holds no adapter. Leave it out.")
-    figures = None if args.eval_results is None else read_eval_results(args.eval_results)
+    figures = None if args.eval_results is None else read_eval_results(args.eval_results, args.repo_id)
     check_can_push(args.repo_id)
     if not args.merge_adapter:
         check_folder(folder)
