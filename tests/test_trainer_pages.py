@@ -7,14 +7,13 @@ import re
 
 import pytest
 import torch
-from doc_blocks import ROOT, Block, every_block_runs, python_blocks
+from doc_blocks import ROOT, Block, blocks, every_block_runs, python_blocks
 from trainer_pages import (
     check_metrics,
     check_names,
     check_printed,
     commands,
     documented_fields,
-    options_of,
     own_fields,
     section,
     shorten,
@@ -107,13 +106,13 @@ def final_log(trainer, metric: str) -> float:
 
 def test_the_sft_page_runs(capsys):
     page = "docs/sft.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [("max_steps=200", "max_steps=2"), ("logging_steps=20", "logging_steps=1")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         trainer = names["trainer"]
         check_metrics(page, trainer, [])
         assert final_log(trainer, "train_loss") > 0
-        for block in blocks[1:]:
+        for block in parts[1:]:
             block.run(names)
     assert final_log(names["blocks"], "views") == 2.0  # num_blocks
     # The page's own views: everything from some place on.
@@ -128,13 +127,13 @@ def test_the_sft_page_runs(capsys):
 
 def test_the_grpo_page_runs(capsys):
     page = "docs/grpo.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [SMALL_EVALUATION, ("max_steps=40", "max_steps=2"), ("train_batch_size=128", "train_batch_size=16")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         settings = ["num_iterations=2", "beta=0.1", "difficulty_range=[0.0, 1.0]"]
         reward = ("reward_funcs=sudoku_reward,", "reward_funcs=every_other,")
-        check_metrics(page, names["trainer"], [with_settings(blocks[0], *settings, changes=(reward,))])
-        for block in blocks[1:]:
+        check_metrics(page, names["trainer"], [with_settings(parts[0], *settings, changes=(reward,))])
+        for block in parts[1:]:
             block.run(names)
     assert names["baseline"]._name == "Coupled GRPO" and names["baseline"].state.global_step == 1
     assert final_log(names["trainer"], "rewards/few_steps/mean") == pytest.approx(1 / 8, abs=0.01)
@@ -177,13 +176,13 @@ def test_the_passes_that_the_grpo_page_counts(likelihood, settings, graphs, alon
 
 def test_the_tracerl_page_runs(capsys):
     page = "docs/tracerl.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [SMALL_EVALUATION, ("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=8")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         settings = ["num_iterations=2", "beta=0.1", "difficulty_range=[0.0, 1.0]", "value_model='head'"]
         reward = ("reward_funcs=sudoku_reward,", "reward_funcs=every_other,")
-        check_metrics(page, names["trainer"], [with_settings(blocks[0], *settings, changes=(reward,))])
-        for block in blocks[1:]:
+        check_metrics(page, names["trainer"], [with_settings(parts[0], *settings, changes=(reward,))])
+        for block in parts[1:]:
             block.run(names)
     assert names["early_ones"]([[5, 6]], [[1, 2]]) == [[1.0, 0.5]]
     assert final_log(names["trainer"], "rewards/early_ones/mean") > 1
@@ -194,14 +193,14 @@ def test_the_tracerl_page_runs(capsys):
 
 def test_the_bgpo_page_runs(capsys):
     page = "docs/bgpo.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [SMALL_EVALUATION, ("max_steps=60", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
         changes += [("logging_steps=2", "logging_steps=1")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         assert final_log(names["trainer"], "elbo/difference_std") > 0
         settings = ["epsilon=0.2", "beta=0.1", "difficulty_range=[0.0, 1.0]", "gradient_variance_steps=1"]
-        check_metrics(page, names["trainer"], [with_settings(blocks[0], *settings)])
-        for block in blocks[1:]:
+        check_metrics(page, names["trainer"], [with_settings(parts[0], *settings)])
+        for block in parts[1:]:
             block.run(names)
     (share,) = re.findall(r"^(\d+\.\d+)$", capsys.readouterr().out, re.MULTILINE)
     assert float(share) > 0  # of the masks in the gradient's variance
@@ -220,13 +219,13 @@ def test_the_bgpo_page_quotes_the_warning():
 
 def test_the_igpo_page_runs(capsys):
     page = "docs/igpo.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [SMALL_EVALUATION, ("max_steps=30", "max_steps=2"), ("train_batch_size=64", "train_batch_size=16")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         assert final_log(names["trainer"], "hints/replaced") > 0
         settings = ["num_iterations=2", "difficulty_range=[0.0, 1.0]"]
-        check_metrics(page, names["trainer"], [with_settings(blocks[0], *settings)])
-        for block in blocks[1:]:
+        check_metrics(page, names["trainer"], [with_settings(parts[0], *settings)])
+        for block in parts[1:]:
             block.run(names)
     assert names["trainer"]._hint_source.find_answers("1+1=2 ####23") == [(10, 12)]
     assert final_log(names["shaped"], "rewards/short/mean") >= 0
@@ -235,19 +234,19 @@ def test_the_igpo_page_runs(capsys):
 
 def test_the_unmask_policy_page_runs(capsys, tmp_path):
     page = "docs/unmask_policy.md"
-    with every_block_runs(page) as blocks:
+    with every_block_runs(page) as parts:
         changes = [("max_steps=120", "max_steps=4"), ("logging_steps=2", "logging_steps=1")]
         changes += [
             ("warmup_steps=10", "warmup_steps=0"),
             ("per_device_train_batch_size=64", "per_device_train_batch_size=32"),
         ]
         changes += [("    eval_steps=20", "    eval_steps=2"), ("save_steps=20", "save_steps=2")]
-        names = run_quick_start(page, blocks[0], changes, capsys)
+        names = run_quick_start(page, parts[0], changes, capsys)
         trainer, steps = names["trainer"], names["trainer"].state.log_history
         assert any(log.get("grad_norm", 0) > 0 for log in steps)
         assert any(log.get("skipped_groups", 1) < 1 for log in steps)
         assert {path.name for path in (tmp_path / "sudoku-policy").iterdir()} >= {"config.json", "model.safetensors"}
-        for block in blocks[1:]:
+        for block in parts[1:]:
             block.run(names)
     check_metrics(page, trainer, [names["steered"], names["joint"]])
     assert 1 < int(names["output"].rollout.num_forward_passes) <= 17
@@ -293,14 +292,11 @@ def test_blocks_for_a_gpu_name_what_is_there(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_have_these_options(page):
-    config_class, _, command = PAGES[page]
-    found = commands(page)
-    assert len(found) == 2
-    for arguments in found:
-        assert arguments[:2] == ["trl-diffusion", command]
-        names = {argument[2:] for argument in arguments if argument.startswith("--")}
-        assert names <= options_of(command, config_class), f"{page}: {names - options_of(command, config_class)}"
+def test_the_command_of_the_page(page):
+    """On a CPU and on GPUs; whether its options exist is `test_doc_commands.py`'s."""
+    assert [words[:2] for words in commands(page)] == [["trl-diffusion", PAGES[page][2]]] * 2
+    marked = [block.needs for block in blocks(page, "bash")]
+    assert marked == [frozenset(), {"gpu", "hub"}]
 
 
 def test_a_name_that_is_not_there_is_found():

@@ -12,18 +12,12 @@ import shlex
 from collections.abc import Callable
 
 from doc_blocks import ROOT, Block, blocks
-from trl import ModelConfig
-
-from trl_diffusion.scripts.rl import RLScriptArguments
-from trl_diffusion.scripts.unmask_policy import UnmaskPolicyScriptArguments
 
 
 # What the Trainer itself logs.
 STANDARD = {"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "train_loss"}
 STANDARD |= {f"{mode}{name}" for mode in ("train_", "") for name in ("runtime", "samples_per_second")}
 STANDARD |= {"train_steps_per_second", "steps_per_second", "model_preparation_time"}
-# Options of `trl-diffusion sft` that no dataclass of the trainer has.
-SFT_OPTIONS = {"dataset", "num_rows", "num_test"}
 
 
 def text_of(page: str) -> str:
@@ -165,10 +159,3 @@ def commands(page: str) -> list[list[str]]:
     """The commands of a page's shell blocks, as lists of arguments."""
     lines = [line for block in blocks(page, "bash") for line in block.code.replace("\\\n", " ").splitlines()]
     return [shlex.split(line) for line in lines if line.strip()]
-
-
-def options_of(command: str, config_class: type) -> set[str]:
-    """Options that a training command takes."""
-    script = UnmaskPolicyScriptArguments if command == "unmask-policy" else RLScriptArguments
-    names = SFT_OPTIONS if command == "sft" else {field.name for field in dataclasses.fields(script)}
-    return names | {field.name for cls in (config_class, ModelConfig) for field in dataclasses.fields(cls)}
