@@ -74,6 +74,7 @@ def test_every_mark_in_the_table_of_models_has_a_test(collected):
         assert matching, f"{family}, {column}: no test {name}[{family}]"
 
 
+@pytest.mark.slow
 def test_the_readme_trains_and_its_model_answers(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = run_page("README.md")
