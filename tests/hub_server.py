@@ -164,8 +164,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._whoami()
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        if path == "/api/repos/delete":
-            return self._delete(json.loads(body))
         if path == "/api/validate-yaml":
             problems = metadata_problems(json.loads(body)["content"])
             answer = {"errors": [{"message": problem} for problem in problems], "warnings": []}
@@ -233,12 +231,6 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(409, f"You already created this {kind} repo: {name}", url=url)
             self.hub.store.create(kind, name, wanted.get("visibility") == "private")
         self._answer({"url": url, "name": name, "id": name})
-
-    def _delete(self, wanted: dict[str, Any]):
-        name = f"{wanted.get('organization') or self.user.name}/{wanted['name']}"
-        repo = self._repo(wanted.get("type") or "model", name, write=True)
-        self.hub.store.delete(repo["kind"], name)
-        self._answer({})
 
     def _repository(self, kind: str, name: str, what: str, rest: str, body: bytes):
         rest = unquote(rest)

@@ -41,11 +41,6 @@ class Store:
             self.commit(repo, "main", "initial commit", {".gitattributes": self.add_file(_ATTRIBUTES)}, set())
             return repo
 
-    def delete(self, kind: str, name: str):
-        with self.lock:
-            del self.repos[f"{kind}s/{name}"]
-            self._save()
-
     def gate(self, name: str, users: tuple[str, ...] = (), kind: str = "model"):
         """Let only these users read the files of a repository, as after they accepted its conditions."""
         with self.lock:

@@ -13,7 +13,6 @@ from torch import nn
 from transformers.utils import logging
 from trl import SFTTrainer
 
-from ..generation import DiffusionGenerationConfig
 from ..likelihood import (
     MaskedView,
     backward_by_view,
@@ -35,14 +34,14 @@ from .checks import (
     switch_router_loss_off,
 )
 from .diffusion_sft_config import DiffusionSFTConfig
-from .hub import HubMixin
+from .sft_files import SFTFilesMixin
 from .step_maps import StepMapCollator, align_step_maps, check_step_map, cut_rows, join_recorded_ids
 
 
 logger = logging.get_logger(__name__)
 
 
-class DiffusionSFTTrainer(HubMixin, SFTTrainer):
+class DiffusionSFTTrainer(SFTFilesMixin, SFTTrainer):
     """
     TRL's [`~trl.SFTTrainer`] for masked diffusion language models. The changes are the masked views that a row is
     trained in, and the loss: the cross-entropy of the targets at their own positions,
@@ -307,45 +306,7 @@ class DiffusionSFTTrainer(HubMixin, SFTTrainer):
         unused = noise if self.args.masking == "trace" else ("shrinkage",)
         own = ("masking", "num_masks", "num_blocks", "canvas_length", "max_noise_level")
         own += ("loss_weighting", "loss_normalization")
-        return tuple(name for name in (*HubMixin._card_settings, *own) if name not in unused)
-
-    def _card_prompt(self):
-        """The prompt of the first row; of text without one its first half."""
-        row = self._first_row
-        if row.get("prompt"):
-            return row["prompt"]
-        if row.get("messages"):
-            last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
-            return row["messages"][:last]
-        row = next(iter(self.train_dataset))
-        ids = row["input_ids"]
-        given = next((i for i, label in enumerate(row.get("labels") or []) if label != -100), 0)
-        return self._tokenizer.decode(ids[: given or max(len(ids) // 2, 1)])
-
-    def _hub_generation_config(self) -> DiffusionGenerationConfig:
-        """The model's own, on the canvas and in the blocks that it was trained on."""
-        args, family = self.args, diffusion_model(self.model)
-        settings = family.generation_config.to_dict()
-        if not isinstance(family.generation_config, DiffusionGenerationConfig):
-            settings = {name: settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        config = DiffusionGenerationConfig.from_dict(settings)
-        changes = {}
-        if args.canvas_length is not None:
-            changes["max_new_tokens"] = args.canvas_length
-        if self._attention_block is None and args.block_length is not None:
-            changes["block_length"] = args.block_length
-        if changes:
-            canvas = changes.get("max_new_tokens", config.max_new_tokens)
-            block = changes.get("block_length", config.block_length)
-            steps = config.num_denoising_steps
-            # What does not fit the canvas of training was meant for another.
-            changes["block_length"] = block if block is None or block <= canvas else None
-            changes["num_denoising_steps"] = steps if steps is None or steps <= canvas else None
-            config.update(**changes)
-        for name in ("eos_token_id", "pad_token_id"):
-            if getattr(config, name) is None:
-                setattr(config, name, getattr(self._tokenizer, name))
-        return config
+        return tuple(name for name in (*SFTFilesMixin._card_settings, *own) if name not in unused)
 
     def _fill_canvases(self):
         """Fill rows behind their EOS; warn where that would be needed and cannot be done."""
