@@ -283,7 +283,7 @@ def push_folder(
         token (`str`, *optional*), revision (`str`, *optional*):
             For the Hub.
         blocking (`bool`, *optional*, defaults to `True`):
-            Wait for the upload to end; otherwise a future of it is returned.
+            Wait for the upload to end; otherwise a future of it is returned, which also holds what went wrong.
         card (`str`, *optional*):
             Instead of the folder's card.
         places (`list[str]`, *optional*):
@@ -292,8 +292,10 @@ def push_folder(
     Raises:
         HubError: the Hub refuses it.
     """
-    new = hub_contents(folder, repo_id, card, places)
     api = HfApi(token=token)
+    if not blocking:  # reading and hashing the weights, and asking the Hub, take their time, and can fail
+        return api.run_as_future(push_folder, folder, repo_id, message, token, revision, True, card, places)
+    new = hub_contents(folder, repo_id, card, places)
     with hub_errors(repo_id):
         there = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in there if _matches(os.path.basename(name), _WEIGHTS) and name not in new]
@@ -303,5 +305,4 @@ def push_folder(
             + [CommitOperationAdd(name, content) for name, content in new.items()],
             commit_message=message,
             revision=revision,
-            run_as_future=not blocking,
         )
