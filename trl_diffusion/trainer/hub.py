@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 from trl.trainer.utils import get_config_model_id
 
-from ..hub import check_base, check_kind, hub_files, prepare_repo, push_folder, write_training_args
+from ..hub import check_base, check_kind, check_one_kind, hub_files, prepare_repo, push_folder, write_training_args
 from ..models import merge_adapter_folder
 from .card import DiffusionCardMixin
 
@@ -65,10 +65,17 @@ class HubMixin(DiffusionCardMixin):
                 f"unmasking={unmasking!r} is a folder of this machine, which the pushed model could not load. Push "
                 "that policy first, and name its id."
             )
+        check_one_kind(self.args.output_dir, self._hub_kind(False))
         if merge:
             self._check_mergeable()
         elif isinstance(self.model, PeftModel):
-            check_base(get_config_model_id(self._card_model.config))
+            base = get_config_model_id(self._card_model.config)
+            if not base:
+                raise ValueError(
+                    "The base model of the adapter was built in memory: nobody could load the adapter. Save the base, "
+                    "push it, and train from there."
+                )
+            check_base(base)
 
     def _check_mergeable(self):
         if not isinstance(self.model, PeftModel):
