@@ -23,6 +23,11 @@ POLICY_TYPE = "unmask_policy"
 DLLM_FOLDER = "dllm"
 CARD = "README.md"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_OWN_WEIGHTS = tuple(
+    f"{stem}{ending}"
+    for stem in ("model", "adapter_model")
+    for ending in (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
+)
 _MODEL_FILES = (
     *_WEIGHTS,
     "config.json",
@@ -107,6 +112,30 @@ def check_weights(folder: str | os.PathLike):
         )
 
 
+def check_one_kind(folder: str | os.PathLike, kind: str):
+    """Raise a ValueError where a folder holds weights that another run left there, and that would be uploaded with
+    those of this one.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder, which need not exist yet.
+        kind (`str`):
+            As [`folder_kind`] says, of what is to be pushed.
+    """
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    if kind == "adapter":
+        names = ["model.safetensors", "model.safetensors.index.json"]
+    if kind != "policy":
+        names.append(DLLM_FOLDER)
+    found = [name for name in names if os.path.exists(os.path.join(folder, name))]
+    if found:
+        wanted = {"adapter": "an adapter", "policy": "an unmasking policy", "model": "a whole model"}[kind]
+        raise ValueError(
+            f"{str(folder)!r} is to hold {wanted}, and also holds {', '.join(found)}, of another run: together they "
+            "are loaded as neither. Choose another output_dir, or move them away."
+        )
+
+
 def check_folder(folder: str | os.PathLike):
     """Raise where a folder would not make a repository that can be used alone.
 
@@ -116,6 +145,7 @@ def check_folder(folder: str | os.PathLike):
     """
     folder = Path(folder)
     kind = folder_kind(folder)
+    check_one_kind(folder, kind)
     check_weights(folder)
     if kind != "policy" and not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{str(folder)!r} has no tokenizer: `tokenizer.save_pretrained(folder)` writes it.")
@@ -189,8 +219,8 @@ def card_for(card: str, repo_id: str, places: list[str]) -> str:
         raise ValueError(f"{CARD} has no quick start: `trainer.create_model_card()` writes a card with one.")
     block = code[1]
     for place in sorted({place for place in places if place}, key=len, reverse=True):
-        for quote in "\"'":
-            block = block.replace(f"{quote}{place}{quote}", f'"{repo_id}"')
+        for literal in (f'"{place}"', json.dumps(place, ensure_ascii=False), f"'{place}'", repr(place)):
+            block = block.replace(literal, f'"{repo_id}"')
     if repo_id not in block:
         raise ValueError(
             f"The quick start of {CARD} does not load {repo_id!r}, nor any of {', '.join(sorted(set(places)))}. Write "
@@ -224,6 +254,12 @@ def hub_contents(
             if tiny is not None:
                 found[name] = _json({**config, "base_model_name_or_path": tiny})
     return found
+
+
+def _is_own_weight(name: str) -> bool:
+    """Whether a file of a repository is one that a push may have put there. Other weights are their owner's."""
+    folder, _, base = name.rpartition("/")
+    return folder in ("", DLLM_FOLDER, "value_model") and _matches(base, _OWN_WEIGHTS)
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -283,7 +319,7 @@ def push_folder(
         token (`str`, *optional*), revision (`str`, *optional*):
             For the Hub.
         blocking (`bool`, *optional*, defaults to `True`):
-            Wait for the upload to end; otherwise a future of it is returned.
+            Wait for the upload to end; otherwise a future of it is returned, which also holds what went wrong.
         card (`str`, *optional*):
             Instead of the folder's card.
         places (`list[str]`, *optional*):
@@ -292,16 +328,17 @@ def push_folder(
     Raises:
         HubError: the Hub refuses it.
     """
-    new = hub_contents(folder, repo_id, card, places)
     api = HfApi(token=token)
+    if not blocking:  # reading and hashing the weights, and asking the Hub, take their time, and can fail
+        return api.run_as_future(push_folder, folder, repo_id, message, token, revision, True, card, places)
+    new = hub_contents(folder, repo_id, card, places)
     with hub_errors(repo_id):
         there = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in there if _matches(os.path.basename(name), _WEIGHTS) and name not in new]
+        stale = [name for name in there if _is_own_weight(name) and name not in new]
         return api.create_commit(
             repo_id,
             [CommitOperationDelete(name) for name in stale]
             + [CommitOperationAdd(name, content) for name, content in new.items()],
             commit_message=message,
             revision=revision,
-            run_as_future=not blocking,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, OfflineModeIsEnabled
+from yaml import YAMLError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ def base_licence(source: str | None, token: str | None = None) -> Licence | None
             path = hf_hub_download(source, "README.md", token=token)
         except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled, ValueError, OSError):
             return None  # the card says so; a run must not stop for it
-    data = ModelCard.load(path, ignore_metadata_errors=True).data
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data
+    except (YAMLError, ValueError, OSError):
+        return None  # a card that cannot be read says nothing
     licence = data.license[0] if isinstance(data.license, list) and data.license else data.license
     if not isinstance(licence, str) or licence == "unknown":
         return None

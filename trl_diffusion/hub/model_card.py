@@ -3,6 +3,7 @@
 
 """Model cards of trained diffusion language models and of unmasking policies."""
 
+import json
 import re
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -109,16 +110,16 @@ def quick_start(content: CardContent) -> str:
         content ([`CardContent`]):
             The card's.
     """
-    repo, where = f'"{content.repo_id}"', f'"{content.repo_id}"'
+    repo = where = _quoted(content.repo_id)
     names = "AutoModelForDiffusionLM"
     lines = ["from transformers import AutoTokenizer", ""]
     if content.is_policy:
         names += ", DiffusionGenerationConfig"
-        where = f'{repo}, subfolder="{DLLM_FOLDER}"' if content.kind == "joint" else f'"{content.base}"'
+        where = f'{repo}, subfolder="{DLLM_FOLDER}"' if content.kind == "joint" else _quoted(content.base)
     lines += [f"from trl_diffusion import {names}"]
     if content.kind == "policy" and content.base_is_tiny:
         lines += ["from trl_diffusion.checkpoints import tiny_checkpoint"]
-        where = f'tiny_checkpoint("{content.base}")'
+        where = f"tiny_checkpoint({_quoted(content.base)})"
     lines += ["", "", f"tokenizer = AutoTokenizer.from_pretrained({where})"]
     lines += [f"model = AutoModelForDiffusionLM.from_pretrained({where})"]
     settings = ""
@@ -133,6 +134,11 @@ def quick_start(content: CardContent) -> str:
     lines += [f"output = model.generate(**inputs{settings})"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str | None) -> str:
+    """As a literal of Python, in double quotes."""
+    return json.dumps(text or "", ensure_ascii=False)
 
 
 def licence_text(content: CardContent) -> str:

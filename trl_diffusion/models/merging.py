@@ -14,7 +14,7 @@ from .modeling import DiffusionModelMixin
 
 
 # Files of the adapter that the merged model does not have, or writes itself.
-_OWN = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md")
+_OWN = ("adapter_config.json", "config.json", "README.md")
 
 
 def merge_adapter(folder: str | os.PathLike, **kwargs) -> DiffusionModelMixin:
@@ -69,7 +69,8 @@ def merge_adapter_folder(folder: str | os.PathLike, output_dir: str | os.PathLik
     os.makedirs(output_dir, exist_ok=True)
     model.save_pretrained(output_dir)
     for name in hub_files(folder):
-        if name not in _OWN and "/" not in name:
+        # Nor weights of another run.
+        if name not in _OWN and "/" not in name and ".safetensors" not in name:
             shutil.copy(os.path.join(folder, name), os.path.join(output_dir, name))
     card = os.path.join(folder, "README.md")
     if os.path.isfile(card):

@@ -6,16 +6,20 @@
 import os
 import shutil
 import tempfile
+from concurrent.futures import Future
 
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress
+from transformers.utils import PushInProgress, logging
 from trl.trainer.utils import get_config_model_id
 
-from ..hub import check_base, check_kind, hub_files, prepare_repo, push_folder, write_training_args
+from ..hub import check_base, check_kind, check_one_kind, hub_files, prepare_repo, push_folder, write_training_args
 from ..models import merge_adapter_folder
 from .card import DiffusionCardMixin
+
+
+logger = logging.get_logger(__name__)
 
 
 class HubMixin(DiffusionCardMixin):
@@ -61,10 +65,17 @@ class HubMixin(DiffusionCardMixin):
                 f"unmasking={unmasking!r} is a folder of this machine, which the pushed model could not load. Push "
                 "that policy first, and name its id."
             )
+        check_one_kind(self.args.output_dir, self._hub_kind(False))
         if merge:
             self._check_mergeable()
         elif isinstance(self.model, PeftModel):
-            check_base(get_config_model_id(self._card_model.config))
+            base = get_config_model_id(self._card_model.config)
+            if not base:
+                raise ValueError(
+                    "The base model of the adapter was built in memory: nobody could load the adapter. Save the base, "
+                    "push it, and train from there."
+                )
+            check_base(base)
 
     def _check_mergeable(self):
         if not isinstance(self.model, PeftModel):
@@ -114,6 +125,8 @@ class HubMixin(DiffusionCardMixin):
     ):
         """As [`~transformers.Trainer.push_to_hub`]; what is uploaded loads by its id and decodes as it was trained.
 
+        The model is saved first: where the Hub fails, it and its card are in `output_dir`, for `trl-diffusion push`.
+
         Args:
             commit_message, blocking, token, revision, private:
                 As in [`~transformers.Trainer.push_to_hub`].
@@ -129,21 +142,25 @@ class HubMixin(DiffusionCardMixin):
         merge = self.args.push_merged_adapter if merge_adapter is None else merge_adapter
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        revision = revision or self.args.hub_revision
-        if self.is_world_process_zero():
-            self._check_pushable(merge)
-            if revision != self.args.hub_revision:
-                prepare_repo(self.hub_model_id, token, revision=revision)
-            check_kind(self.hub_model_id, self._hub_kind(merge), token, revision)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
         tags = kwargs.pop("tags", None) or []
         tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self.model, "model_tags", None) or [])]
-        model_name = kwargs.pop("model_name", None) or self.hub_model_id.split("/")[-1]
-        self.create_model_card(model_name=model_name, tags=tags, **kwargs)
+        repo_id = self.hub_model_id or self.args.hub_model_id or os.path.abspath(self.args.output_dir)
+        card = {"model_name": kwargs.pop("model_name", None) or os.path.basename(repo_id), "tags": tags, **kwargs}
+        # Before the Hub is asked anything: what was trained is not lost where it does not answer.
+        self.save_model(_internal_call=True)
+        self.create_model_card(**card)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+            if self.is_world_process_zero():  # they name the repository
+                self._write_run_files(self.args.output_dir)
+                self.create_model_card(**card)
+        if not self.is_world_process_zero():
+            return None
+        revision = revision or self.args.hub_revision
+        self._check_pushable(merge)
+        if revision != self.args.hub_revision:
+            prepare_repo(self.hub_model_id, token, revision=revision)
+        check_kind(self.hub_model_id, self._hub_kind(merge), token, revision)
         self._finish_current_push()
         folder = self.args.output_dir
         where = (self.hub_model_id, commit_message, token, revision)
@@ -180,6 +197,7 @@ class HubMixin(DiffusionCardMixin):
             self.args.hub_revision,
             blocking=False,
         )
+        job.add_done_callback(_report_failure)
         if busy:
             self.push_in_progress.jobs.append(job)
         else:
@@ -188,3 +206,10 @@ class HubMixin(DiffusionCardMixin):
     def _pushes_from_checkpoint(self, name: str) -> bool:
         """Whether a file of a checkpoint belongs to what is shared. PEFT's card is none."""
         return name != "README.md"
+
+
+def _report_failure(job: Future):
+    """A checkpoint that is not pushed is no reason to stop a training."""
+    error = None if job.cancelled() else job.exception()
+    if error is not None:
+        logger.warning(f"A checkpoint was not pushed: {error} The training goes on; it is on this machine.")
