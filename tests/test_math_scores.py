@@ -42,6 +42,13 @@ from trl_diffusion.tasks.answers import closed_boxes, last_box, last_tag
         ("<answer>6", None),
         ("the answer is 6", None),
         ("\\boxed{٣}", None),
+        ("\\boxed{.5}", 0.5),
+        ("\\boxed{\\$-.5}", -0.5),
+        ("\\boxed{1.2e3}", 1200.0),
+        ("<answer> 1e3 </answer>", 1000.0),
+        ("<answer>3 or .25</answer>", 0.25),
+        ("\\boxed{−5}", -5.0),
+        ("<answer>" * 100_000, None),  # in a moment
         ("", None),
     ],
 )

@@ -6,11 +6,18 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..tasks.fingerprint import compare_settings, describe
+
+
+try:
+    import fcntl
+except ImportError:  # not everywhere
+    fcntl = None
 
 
 RUN_FILE, RESULTS_FILE, SECONDS_FILE = "run.json", "results.json", "seconds.csv"
@@ -25,7 +32,8 @@ class RunFolder:
     - `seconds.csv`: what each batch took, apart from the rows, which are the same whenever they are made;
     - `results.json`: the figures of the tasks that are complete, and settings and versions.
 
-    A second call with the same settings goes on with what is there, and may name more tasks. One process at a time.
+    A second call with the same settings goes on with what is there, and may name more tasks. One process at a time,
+    see [`locked`].
 
     Args:
         folder (`str`):
@@ -51,12 +59,7 @@ class RunFolder:
     ):
         self.path = Path(folder)
         about = json.loads(json.dumps({"settings": settings, "tasks": tasks}, default=describe))
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"output_dir={str(folder)!r} cannot be made: {error.strerror or error}. Name another folder."
-            ) from error
+        _make(self.path)
         if overwrite:
             self._clear(tasks)
         earlier = self._compared(about, tasks)
@@ -125,6 +128,46 @@ class RunFolder:
         """The figures, whole or not at all. Those of tasks that `results` does not have stay."""
         earlier = read_results(self.path)["tasks"] if (self.path / RESULTS_FILE).exists() else {}
         write_json(self.path / RESULTS_FILE, {**results, "tasks": {**earlier, **results["tasks"]}})
+
+
+def _make(folder: Path):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output_dir={str(folder)!r} cannot be made: {error.strerror or error}. Name another folder."
+        ) from error
+
+
+@contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes, and other calls in this one, out of a folder: two would mix their rows. Makes the folder.
+
+    Raises:
+        ValueError: another one is at work in it, or it cannot be made.
+    """
+    _make(Path(folder))
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"output_dir={str(folder)!r} is in use: another process, or another call in this one, is at work in "
+                "it. Wait for it, or give another folder."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked off meanwhile would keep it
+        except OSError:
+            pass
+        os.close(descriptor)
 
 
 class TaskRows:

@@ -7,6 +7,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..tasks.fingerprint import digest
 from .completion import Completions, complete
 from .fingerprint import model_fingerprint, rule_identity
 from .measurement import check_measurable, wilson_interval
-from .run_folder import RunFolder
+from .run_folder import RunFolder, locked
 from .task import Task, Verdict
 
 
@@ -133,21 +134,22 @@ def evaluate_tasks(
             check_measurable(model, tokenizer, prompts, [generation_config], seeds, chat_template_kwargs)
         except ValueError as error:
             raise ValueError(f"task {name!r}: {error}") from error
-    folder = None
-    if output_dir is not None:
-        settings = model_fingerprint(model, tokenizer, generation_config)
-        settings["generation_config"].pop("do_sample")  # follows from the others, and is no field of ours
-        settings["unmasking"] = rule_identity(generation_config.unmasking)
-        settings["seeds"] = [int(seed) for seed in seeds] if generation_config.is_stochastic else []
-        settings["chat_template_kwargs"] = chat_template_kwargs or {}
-        contents = {name: problem_fingerprint(problems[name], task.scorer) for name, task in tasks.items()}
-        folder = RunFolder(output_dir, settings, contents, overwrite)
-    results: dict[str, TaskResult] = {}
-    for name, task in tasks.items():
-        run = _Run(model, tokenizer, task, problems[name], generation_config, batch_size, chat_template_kwargs)
-        results[name] = run(name, seeds, folder, progress)
-        if folder is not None:
-            folder.write_results({**(about or {}), "tasks": {n: r.figures() for n, r in results.items()}})
+    with nullcontext() if output_dir is None else locked(output_dir):
+        folder = None
+        if output_dir is not None:
+            settings = model_fingerprint(model, tokenizer, generation_config)
+            settings["generation_config"].pop("do_sample")  # follows from the others, and is no field of ours
+            settings["unmasking"] = rule_identity(generation_config.unmasking)
+            settings["seeds"] = [int(seed) for seed in seeds] if generation_config.is_stochastic else []
+            settings["chat_template_kwargs"] = chat_template_kwargs or {}
+            contents = {name: problem_fingerprint(problems[name], task.scorer) for name, task in tasks.items()}
+            folder = RunFolder(output_dir, settings, contents, overwrite)
+        results: dict[str, TaskResult] = {}
+        for name, task in tasks.items():
+            run = _Run(model, tokenizer, task, problems[name], generation_config, batch_size, chat_template_kwargs)
+            results[name] = run(name, seeds, folder, progress)
+            if folder is not None:
+                folder.write_results({**(about or {}), "tasks": {n: r.figures() for n, r in results.items()}})
     return results
 
 

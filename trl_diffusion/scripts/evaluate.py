@@ -118,6 +118,7 @@ def run(args: Namespace):
     if args.reward_funcs and not any(task.scorer.startswith("rewards") for task in tasks.values()):
         raise ValueError(f"reward_funcs={args.reward_funcs!r} does nothing: these tasks have verdicts of their own.")
     files = file_names(list(tasks))
+    check_inputs(files, args.output_dir)
     settings = given if preset is None else {**preset.generation, **given}
     args.seeds = args.seeds or [0 if preset is None else preset.seed]
     args.dtype = args.dtype or ("auto" if preset is None else preset.dtype)
@@ -214,6 +215,27 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"tasks has {other!r} and {name!r}, which are both called {own!r}. Run them apart.")
         found[name] = own
     return found
+
+
+def check_inputs(files: dict[str, str], folder: str | None):
+    """Refuse an output folder in which the rows of a task would take the place of its data.
+
+    Args:
+        files (`dict[str, str]`):
+            As [`file_names`] gives them.
+        folder (`str`, *optional*):
+            `--output_dir`.
+
+    Raises:
+        ValueError: names the file.
+    """
+    for name in files if folder is not None else ():
+        for own in files.values():
+            path = os.path.join(folder, f"{own}.jsonl")
+            if os.path.isfile(name) and os.path.exists(path) and os.path.samefile(name, path):
+                raise ValueError(
+                    f"output_dir={folder!r}: {own}.jsonl there is the data of {name!r}. Name another one."
+                )
 
 
 def cut_to_protocol(name: str, task: Task, preset: Preset, preset_name: str):

@@ -22,9 +22,9 @@ _MAX_POWER = 10_000
 _HUGE = re.compile(r"[0-9]{31}|[0-9]{4}\s*!|[!)}\]]\s*!|\*\*")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 
-_NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
+_NUMBER = re.compile(r"-?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+_SCIENTIFIC = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]{1,3}")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{([0-9]{1,30})\}\{([0-9]{1,30})\}")
-_FIRST_TAG = re.compile(r"<answer>((?:(?!</answer>).)*)</answer>", re.DOTALL)
 _WORDS = re.compile(r"\(?([A-Za-z ]+)\)?")  # "(C)" is the choice C
 
 
@@ -36,7 +36,8 @@ def gsm8k_answer(text: str) -> float | None:
     The number that a completion gives as its answer, as d1's evaluation finds it.
 
     It is the first number of the first `\boxed{…}` that has one; without any, the last number of the first complete
-    `<answer>…</answer>`. Thousands separators (`1,200`) and `\frac{1}{2}` are read as what they mean.
+    `<answer>…</answer>`. Thousands separators (`1,200`), `\frac{1}{2}`, `1.2e3` and the sign `−` are read as what
+    they mean.
 
     Args:
         text (`str`):
@@ -45,16 +46,22 @@ def gsm8k_answer(text: str) -> float | None:
     Returns:
         `float`, or `None` where there is no such number.
     """
+    text = text.replace("−", "-")
     for content in closed_boxes(text):
         content = content.replace("{,}", ",").replace("\\!", "").replace("\\,", "")
         fraction = _FRACTION.fullmatch(content)
         if fraction and int(fraction[3]):
             return (-1 if fraction[1] else 1) * int(fraction[2]) / int(fraction[3])
-        number = _NUMBER.search(content)
+        number = _SCIENTIFIC.fullmatch(content) or _NUMBER.search(content)
         if number:
             return _as_float(number[0])
-    tag = _FIRST_TAG.search(text)
-    numbers = _NUMBER.findall(tag[1]) if tag else []
+    # By hand, as a pattern is quadratic in tags that do not close.
+    _, start, behind = text.partition("<answer>")
+    tag, end, _ = behind.partition("</answer>")
+    if not start or not end:
+        return None
+    number = _SCIENTIFIC.fullmatch(tag.strip())
+    numbers = [number[0]] if number else _NUMBER.findall(tag)
     return _as_float(numbers[-1]) if numbers else None
 
 
