@@ -118,3 +118,11 @@ def test_links_between_the_documents():
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_tables_end_with_an_empty_line():
+    """A line of text behind the last row would be a row of the table."""
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "model_cards").glob("*.md")]:
+        text = re.sub(r"^( *)(`{3,}).*?^\1\2$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        swallowed = re.findall(r"^\|.*\|\n([^|\s].*)$", text, re.MULTILINE)
+        assert not swallowed, f"{document.name}: {swallowed}"
