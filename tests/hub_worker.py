@@ -169,7 +169,7 @@ def push(work: Path, found: dict):
     sft.train()
     sft.push_to_hub(token=WRITER)
     failures(work, api, base, found)
-    trainers = {"full": full, "adapter": adapter, "merged-by-trainer": adapter, "tiny": tiny, **policies}
+    trainers = {"full": full, "adapter": adapter, "merged-by-trainer": adapter, "tiny@dev": tiny, **policies}
     found["answers"] = {name: answer(trainer) for name, trainer in trainers.items()}
     output = sft.model.generate(**sft.processing_class(PUZZLES[:1], return_tensors="pt"))
     found["answers"]["sft"] = sft.processing_class.decode(output[0, 16:], skip_special_tokens=True)
@@ -225,6 +225,7 @@ def push(work: Path, found: dict):
     adapter_folder = str(work / "adapter")
     commands["merged"] = command("push", "--model", adapter_folder, "--repo_id", "alice/merged", "--merge_adapter")
     commands["branch"] = command("push", "--model", str(work / "policy"), "--repo_id", "policy", "--revision", "v2")
+    commands["joint"] = command("push", "--model", str(work / "joint"), "--repo_id", "joint", "--revision", "v2")
     commands["not merged"] = command("push", "--model", folder, "--repo_id", "again", "--merge_adapter")
     (work / "full" / "README.md").unlink()
     commands["no card"] = command("push", "--model", folder, "--repo_id", "again")
@@ -265,14 +266,23 @@ def gone(*args, **kwargs):
 
 
 def load(work: Path, found: dict):
-    names = ("full", "adapter", "merged-by-trainer", "merged", "tiny", "policy", "joint", "sft", "again")
+    names = (
+        "full",
+        "adapter",
+        "merged-by-trainer",
+        "merged",
+        "tiny@dev",
+        "policy",
+        "joint",
+        "sft",
+        "again",
+        "joint@v2",
+    )
     found["printed"] = {}
     for name in names:
-        branch = "dev" if name == "tiny" else None
-        card = Path(hf_hub_download(f"alice/{name}", "README.md", revision=branch)).read_text()
+        repo, _, branch = f"alice/{name}".partition("@")
+        card = Path(hf_hub_download(repo, "README.md", revision=branch or None)).read_text()
         code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-        if branch:  # the quick start is that of the main branch
-            code = code.replace(f'"alice/{name}")', f'"alice/{name}", revision="{branch}")')
         output = io.StringIO()
         torch.manual_seed(0)
         with contextlib.redirect_stdout(output):

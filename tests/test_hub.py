@@ -52,6 +52,7 @@ def test_the_quick_start_of_each_card_loads_by_its_id_and_decodes_as_it_was_trai
         # Not what the base says: it is the trained weights, or the policy, that answer.
         assert answer not in (*pushed["base answers"].values(), ""), name
     assert loaded["printed"]["merged"] == pushed["answers"]["adapter"]
+    assert loaded["printed"]["joint@v2"] == pushed["answers"]["joint"]
     assert loaded["printed"]["again"] == pushed["answers"]["full"]
 
 
@@ -223,7 +224,10 @@ def test_the_command_says_what_went_where_and_errors_in_one_line(hub):
     assert "Left out: optimizer.pt" in output and "training_args.bin" in output
     assert server.store.repos["models/alice/again"]["private"] and server.store.repos["models/alice/tiny"]["private"]
     assert commands["merged"][0] == commands["branch"][0] == 0, commands
-    assert "config.json" in server.files("alice/policy", "v2")
+    # A policy of a branch is not mistaken for that of the main one.
+    for name in ("policy", "joint"):
+        config = json.loads(server.files(f"alice/{name}", "v2")["generation_config.json"])
+        assert config["unmasking"] == f"alice/{name}@v2"
     expected = {
         "no token": "set HF_TOKEN",
         "not merged": "holds no adapter",
