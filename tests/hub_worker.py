@@ -9,12 +9,14 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import HTTPError
 from peft import LoraConfig
 from rl import rl_config, share_of_ones
 from transformers import AutoTokenizer
@@ -30,6 +32,7 @@ from trl_diffusion import (
 )
 from trl_diffusion.checkpoints import tiny_checkpoint
 from trl_diffusion.hub import HubError, MeasuredFigure
+from trl_diffusion.models import merge_adapter
 from trl_diffusion.scripts.cli import main
 
 
@@ -42,12 +45,12 @@ def rows():
     return Dataset.from_dict({"prompt": PUZZLES})
 
 
-def rl_trainer(trainer_class, folder, model=LLADA, peft_config=None, dllm=None, **settings):
+def rl_trainer(trainer_class, folder, model=LLADA, peft_config=None, dllm=None, tokenizer=None, **settings):
     canvas = {"max_completion_length": 17, "block_length": None, "num_denoising_steps": 5, "max_steps": 1}
     # Hot enough that the samples of a prompt differ, and there is something to learn.
     learning = {"temperature": 2.0, "learning_rate": 0.05, "seed": 3}
     config = rl_config(trainer_class, folder, **{**canvas, **learning, **settings})
-    tokenizer = AutoTokenizer.from_pretrained(dllm or model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer or dllm or model, padding_side="left")
     kwargs = {"train_dataset": rows(), "processing_class": tokenizer}
     kwargs |= {"peft_config": peft_config} if dllm is None else {"dllm": dllm}
     return trainer_class(model, share_of_ones, config, **kwargs)
@@ -165,7 +168,8 @@ def push(work: Path, found: dict):
     )
     sft.train()
     sft.push_to_hub(token=WRITER)
-    trainers = {"full": full, "adapter": adapter, "merged-by-trainer": adapter, "tiny": tiny, **policies}
+    failures(work, api, base, found)
+    trainers = {"full": full, "adapter": adapter, "merged-by-trainer": adapter, "tiny@dev": tiny, **policies}
     found["answers"] = {name: answer(trainer) for name, trainer in trainers.items()}
     output = sft.model.generate(**sft.processing_class(PUZZLES[:1], return_tensors="pt"))
     found["answers"]["sft"] = sft.processing_class.decode(output[0, 16:], skip_special_tokens=True)
@@ -193,6 +197,12 @@ def push(work: Path, found: dict):
     errors["local base"] = refused(
         lambda: trainer(hub_model_id="alice/x", model=str(work / "base"), peft_config=lora())
     )
+    errors["another run"] = refused(lambda: trainer(hub_model_id="alice/x", folder=work / "adapter"))
+    memory = AutoModelForDiffusionLM.from_pretrained(LLADA)
+    memory.config._name_or_path = memory.name_or_path = ""
+    errors["base in memory"] = refused(
+        lambda: trainer(hub_model_id="alice/x", model=memory, tokenizer=LLADA, peft_config=lora())
+    )
     endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"
     errors["unreachable"] = refused(lambda: trainer(hub_model_id="alice/x"))
     constants.ENDPOINT, constants.HF_HUB_OFFLINE = endpoint, True
@@ -211,24 +221,68 @@ def push(work: Path, found: dict):
     commands["full"] = command(
         "push", "--model", folder, "--repo_id", "again", "--eval_results", str(work / "evaluation"), "--private"
     )
+    commands["lost"] = command("push", "--model", str(work / "lost"), "--repo_id", "lost")
     adapter_folder = str(work / "adapter")
     commands["merged"] = command("push", "--model", adapter_folder, "--repo_id", "alice/merged", "--merge_adapter")
     commands["branch"] = command("push", "--model", str(work / "policy"), "--repo_id", "policy", "--revision", "v2")
+    commands["joint"] = command("push", "--model", str(work / "joint"), "--repo_id", "joint", "--revision", "v2")
     commands["not merged"] = command("push", "--model", folder, "--repo_id", "again", "--merge_adapter")
     (work / "full" / "README.md").unlink()
     commands["no card"] = command("push", "--model", folder, "--repo_id", "again")
     commands["no folder"] = command("push", "--model", str(work / "none"), "--repo_id", "again")
 
 
+def failures(work: Path, api: HfApi, base: str, found: dict):
+    """The Hub goes away; and an adapter of another branch of its base."""
+    hub = {"push_to_hub": True, "hub_token": WRITER}
+    lost = rl_trainer(TraceRLTrainer, work / "lost", save_strategy="steps", save_steps=1, hub_model_id="lost", **hub)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="fp8/model.safetensors", repo_id="alice/lost")
+    listing = HfApi.list_repo_files
+    HfApi.list_repo_files = gone
+    lost.train()
+    for name in ("model.safetensors", "README.md"):
+        (work / "lost" / name).unlink(missing_ok=True)
+    found["gone"] = [lost.state.global_step, refused(lost.push_to_hub)]
+    HfApi.list_repo_files = listing
+
+    halved, branch = work / "halved", "halved"
+    shutil.copytree(LLADA, halved)
+    model = AutoModelForDiffusionLM.from_pretrained(LLADA)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.5)
+    model.save_pretrained(halved)
+    api.create_branch(base, branch=branch)
+    api.upload_folder(repo_id=base, folder_path=halved, revision=branch)
+    settings = {"model_init_kwargs": {"revision": branch, "token": WRITER}, "hub_model_id": "alice/halved"}
+    adapter = rl_trainer(TraceRLTrainer, work / "of-a-branch", base, lora(), **settings)
+    adapter.train()
+    adapter.push_to_hub(token=WRITER)
+    found["halved"] = adapter.model(torch.tensor([[3, 4, 5, 6]])).logits.tolist()
+
+
+def gone(*args, **kwargs):
+    raise HTTPError("gone")
+
+
 def load(work: Path, found: dict):
-    names = ("full", "adapter", "merged-by-trainer", "merged", "tiny", "policy", "joint", "sft", "again")
+    names = (
+        "full",
+        "adapter",
+        "merged-by-trainer",
+        "merged",
+        "tiny@dev",
+        "policy",
+        "joint",
+        "sft",
+        "again",
+        "joint@v2",
+    )
     found["printed"] = {}
     for name in names:
-        branch = "dev" if name == "tiny" else None
-        card = Path(hf_hub_download(f"alice/{name}", "README.md", revision=branch)).read_text()
+        repo, _, branch = f"alice/{name}".partition("@")
+        card = Path(hf_hub_download(repo, "README.md", revision=branch or None)).read_text()
         code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-        if branch:  # the quick start is that of the main branch
-            code = code.replace(f'"alice/{name}")', f'"alice/{name}", revision="{branch}")')
         output = io.StringIO()
         torch.manual_seed(0)
         with contextlib.redirect_stdout(output):
@@ -239,6 +293,8 @@ def load(work: Path, found: dict):
     adapted, merged, base = (model(ids).logits for model in models)
     found["merged"] = (adapted - merged).abs().max().item()
     found["adapted"] = (adapted - base).abs().max().item()
+    halved = AutoModelForDiffusionLM.from_pretrained("alice/halved")(ids).logits.tolist()
+    found["halved"] = [halved, merge_adapter(str(work / "of-a-branch"))(ids).logits.tolist()]
     found["settings"] = [model.generation_config.num_denoising_steps for model in models]
 
     def loaded(name, **kwargs):

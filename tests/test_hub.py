@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hub_server import HubServer, User
 from huggingface_hub import ModelCard
@@ -51,6 +52,7 @@ def test_the_quick_start_of_each_card_loads_by_its_id_and_decodes_as_it_was_trai
         # Not what the base says: it is the trained weights, or the policy, that answer.
         assert answer not in (*pushed["base answers"].values(), ""), name
     assert loaded["printed"]["merged"] == pushed["answers"]["adapter"]
+    assert loaded["printed"]["joint@v2"] == pushed["answers"]["joint"]
     assert loaded["printed"]["again"] == pushed["answers"]["full"]
 
 
@@ -104,6 +106,22 @@ def test_checkpoints_are_pushed_without_what_belongs_to_the_training(hub):
     for name in server.store.repos:
         for path in server.files(name.removeprefix("models/")):
             assert not path.endswith((".bin", ".pt")) and "checkpoint" not in path, (name, path)
+
+
+def test_nothing_is_lost_where_the_hub_goes_away(hub):
+    server, pushed, _, folder = hub
+    steps, message = pushed["gone"]
+    assert steps == 1 and "could not be reached (gone)" in message
+    # The model and its card were saved first, and so the command could push them.
+    status, output, errors = pushed["commands"]["lost"]
+    assert status == 0 and not errors and "alice/lost" in output
+    assert server.files("alice/lost")["fp8/model.safetensors"] == b"mine"
+
+
+def test_an_adapter_is_loaded_onto_the_branch_of_its_base_that_it_was_trained_on(hub):
+    loaded, merged = hub[2]["halved"]
+    assert loaded == hub[1]["halved"]
+    assert torch.allclose(torch.tensor(merged), torch.tensor(loaded), atol=1e-4)
 
 
 def test_no_file_holds_a_token(hub):
@@ -165,6 +183,8 @@ def test_figures_are_in_the_text_and_in_the_metadata(hub):
         ("strategy", ["hub_strategy='checkpoint'", "'every_save'"]),
         ("no adapter", ["push_merged_adapter=True has no effect"]),
         ("local base", ["a folder of this machine", "--merge_adapter"]),
+        ("another run", ["is to hold a whole model", "adapter_config.json", "another output_dir"]),
+        ("base in memory", ["was built in memory"]),
         ("unreachable", ["http://127.0.0.1:9 could not be reached", "HF_ENDPOINT"]),
         ("offline", ["HF_HUB_OFFLINE=1", "Unset it"]),
     ],
@@ -204,7 +224,10 @@ def test_the_command_says_what_went_where_and_errors_in_one_line(hub):
     assert "Left out: optimizer.pt" in output and "training_args.bin" in output
     assert server.store.repos["models/alice/again"]["private"] and server.store.repos["models/alice/tiny"]["private"]
     assert commands["merged"][0] == commands["branch"][0] == 0, commands
-    assert "config.json" in server.files("alice/policy", "v2")
+    # A policy of a branch is not mistaken for that of the main one.
+    for name in ("policy", "joint"):
+        config = json.loads(server.files(f"alice/{name}", "v2")["generation_config.json"])
+        assert config["unmasking"] == f"alice/{name}@v2"
     expected = {
         "no token": "set HF_TOKEN",
         "not merged": "holds no adapter",

@@ -3,9 +3,13 @@
 
 """The cards of the checkpoints that ship with the package, and what cards are made of."""
 
+import ast
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_store import metadata_problems
@@ -22,6 +26,7 @@ from trl_diffusion.hub import (
     without_secrets,
 )
 from trl_diffusion.hub.files import card_for
+from trl_diffusion.hub.model_card import CardContent, quick_start
 from trl_diffusion.tasks import has_unique_solution
 
 
@@ -65,6 +70,9 @@ def test_the_licence_is_what_the_base_says_and_nothing_is_made_up(tmp_path):
         card.write_text(f"---\n{metadata}\n---\n")
         found = base_licence(str(tmp_path))
         assert found == (Licence("mit") if "mit" in metadata else None), metadata
+    # What is no YAML says nothing, and ends no training.
+    card.write_text('---\nlicense: [\nname: "\n---\n')
+    assert base_licence(str(tmp_path)) is None
     # Offline, and not in the cache.
     assert base_licence("nobody/nothing") is None
 
@@ -118,6 +126,28 @@ def test_a_quick_start_is_of_the_repository_that_it_stands_in():
         card_for("# [More Information Needed]\n", "me/m", ["out"])
 
 
+def content(**fields):
+    defaults = dict.fromkeys(("licence", "dataset"))
+    defaults |= dict.fromkeys(("model_name", "data", "trainer_name", "paper_title", "paper_id", "citation"), "x")
+    defaults |= {"kind": "model", "base": None, "base_is_tiny": False, "base_is_local": False, "repo_id": "me/m"}
+    return CardContent(**{**defaults, "tags": [], "settings": {}, "sampling": {}, "prompt": "1", **fields})
+
+
+@pytest.mark.parametrize("place", ['it\'s "my" run', "C:\\runs\\new", "é {x}"])
+def test_a_quick_start_names_odd_folders(place):
+    code = quick_start(content(repo_id=place))
+    assert repr(place) in ast.unparse(ast.parse(code))
+    card = card_for(f"```python\n{code}```\n", "me/m", [place])
+    assert card == f"```python\n{quick_start(content())}```\n"
+
+
+def test_a_quick_start_asks_as_the_training_did():
+    prompt = [{"role": "user", "content": "1"}]
+    code = quick_start(content(prompt=prompt, template_kwargs={"enable_thinking": False}))
+    call = next(line for line in code.splitlines() if "[prompt]" in line)
+    assert call.endswith(", enable_thinking=False") and ast.parse(code)
+
+
 def test_a_command_is_quoted_without_its_secrets(monkeypatch):
     token = "hf_" + "x" * 30
     arguments = ["--hub_token", token, "--seed", "3", f"--wandb-api-key={token}", "--note", f"two words {token}"]
@@ -130,3 +160,29 @@ def test_a_command_is_quoted_without_its_secrets(monkeypatch):
         "note": "see hf_…",
         "kwargs": [{}],
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://me:pw@proxy:80", "http://…@proxy:80"),
+        ("hf_oauth_" + "a" * 30, "hf_…"),
+        ("sk-" + "a" * 30, "sk-…"),
+        ("https://h/x.jsonl?a=1&X-Amz-Signature=abc&b=2", "https://h/x.jsonl?a=1&X-Amz-Signature=…&b=2"),
+        ("hf_hub_model", "hf_hub_model"),
+    ],
+)
+def test_secrets_inside_of_texts_are_left_out(text, expected, monkeypatch):
+    assert without_secrets({"proxies": [text], "apikey": text}) == {"proxies": [expected]}
+    monkeypatch.setattr("sys.argv", ["trl-diffusion", "sft", text])
+    assert own_command() == shlex.join(["trl-diffusion", "sft", expected])
+
+
+def test_a_command_says_no_secret_of_json_and_is_what_a_user_types(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["trl-diffusion", "sft", "--model_init_kwargs", '{"token": "x", "a": 1}'])
+    assert own_command() == "trl-diffusion sft --model_init_kwargs '{\"a\": 1}'"
+    path = "/site-packages/trl_diffusion/scripts/training.py"
+    monkeypatch.setattr("sys.argv", [path, "sft", "--seed=1"])
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="trl_diffusion.scripts.training", origin=path))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert own_command() == "trl-diffusion sft --seed=1"

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from .errors import HubError, hub_errors
@@ -200,7 +200,7 @@ def tiny_name(source: str | None) -> str | None:
 # What is written into the copy that goes to the Hub
 
 
-def card_for(card: str, repo_id: str, places: list[str]) -> str:
+def card_for(card: str, repo_id: str, places: list[str], revision: str | None = None) -> str:
     """A card whose quick start loads from the Hub.
 
     Args:
@@ -210,6 +210,8 @@ def card_for(card: str, repo_id: str, places: list[str]) -> str:
             Its repository.
         places (`list[str]`):
             Where the model was: folders or ids that the quick start may name.
+        revision (`str`, *optional*):
+            The branch that it goes to, where that is not the main one.
 
     Raises:
         ValueError: the card has no quick start, or one that loads something else.
@@ -221,6 +223,9 @@ def card_for(card: str, repo_id: str, places: list[str]) -> str:
     for place in sorted({place for place in places if place}, key=len, reverse=True):
         for literal in (f'"{place}"', json.dumps(place, ensure_ascii=False), f"'{place}'", repr(place)):
             block = block.replace(literal, f'"{repo_id}"')
+    block = re.sub(rf'(from_pretrained\("{re.escape(repo_id)}"), revision="[^"]*"', r"\1", block)  # of another push
+    if _is_branch(revision):
+        block = block.replace(f'from_pretrained("{repo_id}"', f'from_pretrained("{repo_id}", revision="{revision}"')
     if repo_id not in block:
         raise ValueError(
             f"The quick start of {CARD} does not load {repo_id!r}, nor any of {', '.join(sorted(set(places)))}. Write "
@@ -230,7 +235,11 @@ def card_for(card: str, repo_id: str, places: list[str]) -> str:
 
 
 def hub_contents(
-    folder: str | os.PathLike, repo_id: str, card: str | None = None, places: list[str] | None = None
+    folder: str | os.PathLike,
+    repo_id: str,
+    card: str | None = None,
+    places: list[str] | None = None,
+    revision: str | None = None,
 ) -> dict[str, str | bytes]:
     """Path in the repository -> file on this machine, or its content where that differs from the file's: ids of the
     Hub stand in it instead of folders of this machine. Arguments as in [`push_folder`]."""
@@ -240,14 +249,16 @@ def hub_contents(
     found: dict[str, str | bytes] = {name: str(folder / name) for name in hub_files(folder)}
     if CARD in found:
         card = (folder / CARD).read_text(encoding="utf-8") if card is None else card
-        found[CARD] = card_for(card, repo_id, [*places, repo_id]).encode()
+        found[CARD] = card_for(card, repo_id, [*places, repo_id], revision).encode()
     for name in list(found):
         kind = os.path.basename(name)
         if kind == "generation_config.json":
             config = _read(folder / name)
             unmasking = config.get("unmasking")
             if isinstance(unmasking, str) and os.path.isabs(unmasking) and _is_own(unmasking, folder):
-                found[name] = _json({**config, "unmasking": repo_id})
+                found[name] = _json(
+                    {**config, "unmasking": f"{repo_id}@{revision}" if _is_branch(revision) else repo_id}
+                )
         elif kind == "adapter_config.json":
             config = _read(folder / name)
             tiny = tiny_name(config.get("base_model_name_or_path"))
@@ -260,6 +271,10 @@ def _is_own_weight(name: str) -> bool:
     """Whether a file of a repository is one that a push may have put there. Other weights are their owner's."""
     folder, _, base = name.rpartition("/")
     return folder in ("", DLLM_FOLDER, "value_model") and _matches(base, _OWN_WEIGHTS)
+
+
+def _is_branch(revision: str | None) -> bool:
+    return revision not in (None, constants.DEFAULT_REVISION)
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -331,7 +346,7 @@ def push_folder(
     api = HfApi(token=token)
     if not blocking:  # reading and hashing the weights, and asking the Hub, take their time, and can fail
         return api.run_as_future(push_folder, folder, repo_id, message, token, revision, True, card, places)
-    new = hub_contents(folder, repo_id, card, places)
+    new = hub_contents(folder, repo_id, card, places, revision)
     with hub_errors(repo_id):
         there = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in there if _is_own_weight(name) and name not in new]

@@ -54,6 +54,8 @@ class CardContent:
             Settings of the training and of generation to list.
         prompt (`Any`):
             A prompt for the quick start: text, or messages.
+        template_kwargs (`dict`):
+            For the chat template, of a prompt of messages.
         rewards (`list[str]`):
             Names of the reward functions.
         figures (`list[MeasuredFigure]`):
@@ -81,6 +83,7 @@ class CardContent:
     settings: dict[str, Any]
     sampling: dict[str, Any]
     prompt: Any
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
     rewards: list[str] = field(default_factory=list)
     figures: list[MeasuredFigure] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
@@ -130,7 +133,8 @@ def quick_start(content: CardContent) -> str:
         lines += [f'inputs = tokenizer([{content.prompt!r}], return_tensors="pt")']
     else:
         lines += [f"prompt = {content.prompt!r}", "inputs = tokenizer.apply_chat_template("]
-        lines += ['    [prompt], add_generation_prompt=True, return_dict=True, return_tensors="pt"', ")"]
+        more = "".join(f", {name}={value!r}" for name, value in content.template_kwargs.items())
+        lines += [f'    [prompt], add_generation_prompt=True, return_dict=True, return_tensors="pt"{more}', ")"]
     lines += [f"output = model.generate(**inputs{settings})"]
     lines += ['print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
     return "\n".join(lines) + "\n"

@@ -15,10 +15,29 @@ from typing import Any
 
 
 TRAINING_ARGS = "training_args.json"
-# What a token of the Hub looks like, wherever it stands.
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+# What tokens of the Hub and other keys look like, wherever they stand, and where addresses hold some.
+_SECRETS = (
+    (re.compile(r"hf_(?:oauth|jwt)_[\w.-]{20,}|hf_[A-Za-z0-9]{20,}"), "hf_…"),
+    (re.compile(r"\bapi_org_[A-Za-z0-9]{20,}"), "api_org_…"),
+    (re.compile(r"\bsk-[\w-]{20,}"), "sk-…"),
+    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "…"),
+    (re.compile(r"(?i)(?<=[?&])([\w.-]*(?:token|key|signature|sig|secret|password)=)[^&\s'\"]+"), r"\1…"),
+)
+# What `trl-diffusion` is in processes that `accelerate launch` starts, and without the console command.
+_OWN_MODULES = ("trl_diffusion.scripts.training", "trl_diffusion.scripts.cli")
 _SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "mask_token")
-_SECRET_ENDINGS = ("token", "api_key", "access_key", "private_key", "password", "secret", "authorization")
+_SECRET_ENDINGS = (
+    "token",
+    "api_key",
+    "access_key",
+    "private_key",
+    "apikey",
+    "password",
+    "passwd",
+    "secret",
+    "credentials",
+    "authorization",
+)
 
 
 def without_secrets(content: Any) -> Any:
@@ -34,7 +53,25 @@ def without_secrets(content: Any) -> Any:
         return content
     if isinstance(content, float) and math.isfinite(content):
         return content
-    return _TOKEN.sub("hf_…", str(content))
+    return _masked(str(content))
+
+
+def _masked(text: str) -> str:
+    """A text without what looks like a secret."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _masked_argument(argument: str) -> str:
+    """An argument of a command line; JSON in it may name a secret."""
+    before, brace, after = argument.partition("{")
+    if brace and (not before or before.endswith("=")):
+        try:
+            return before + json.dumps(without_secrets(json.loads(brace + after)), ensure_ascii=False)
+        except ValueError:
+            pass
+    return _masked(argument)
 
 
 def _is_secret(name: str) -> bool:
@@ -82,11 +119,17 @@ def read_training_args(folder: str) -> dict[str, Any]:
 
 def own_command() -> str | None:
     """The command that started this process, for a card, without the values of options that are secrets; `None` where
-    it is no script or console command, but a module or a notebook's kernel."""
+    it is no script or console command, but another's module or a notebook's kernel."""
     program = sys.argv[0]
-    if os.path.basename(program) == "trl-diffusion":
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)  # of `python -m`
+    as_module = module is not None and module.origin == program
+    if os.path.basename(program) == "trl-diffusion" or (as_module and module.name in _OWN_MODULES):
         words = ["trl-diffusion"]
-    elif program.endswith(".py") and os.path.basename(program) not in ("__main__.py", "ipykernel_launcher.py"):
+    elif (
+        not as_module
+        and program.endswith(".py")
+        and os.path.basename(program) not in ("__main__.py", "ipykernel_launcher.py")
+    ):
         words = ["python", program]
     else:
         return None
@@ -101,6 +144,6 @@ def own_command() -> str | None:
         elif secret and equals:
             words.append(f"--{name}=…")
         else:
-            words.append(shlex.quote(_TOKEN.sub("hf_…", argument)))
+            words.append(shlex.quote(_masked_argument(argument)))
         hidden = secret and not equals
     return " ".join(words)

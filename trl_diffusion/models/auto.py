@@ -81,11 +81,13 @@ def _supported_model_type(source: str, hub_kwargs: dict[str, Any]) -> str:
 
 def _base_model(name_or_path: "str | os.PathLike", hub_kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The model an adapter belongs to, and where to find it; what was given where it is no adapter."""
-    base = adapter_base(name_or_path, **hub_kwargs)
-    if base is None:
+    found = _read_adapter_base(name_or_path, **hub_kwargs)
+    if found is None:
         return str(name_or_path), hub_kwargs
-    # These two say which version of the adapter is meant.
-    return base, {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+    # These two say which version of the adapter is meant; that of the base is the adapter's to say.
+    kwargs = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+    base, revision = found
+    return base, kwargs if revision is None else {**kwargs, "revision": revision}
 
 
 def adapter_base(name_or_path: "str | os.PathLike", **hub_kwargs) -> str | None:
@@ -101,17 +103,26 @@ def adapter_base(name_or_path: "str | os.PathLike", **hub_kwargs) -> str | None:
     Raises:
         ValueError: the adapter does not say which model it belongs to.
     """
+    found = _read_adapter_base(name_or_path, **hub_kwargs)
+    return None if found is None else found[0]
+
+
+def _read_adapter_base(name_or_path: "str | os.PathLike", **hub_kwargs) -> tuple[str, str | None] | None:
+    """The same, and the branch, tag or commit of it that the adapter was trained on, where that is said."""
     adapter_config = find_adapter_config_file(name_or_path, **hub_kwargs)
     if adapter_config is None:
         return None
     with open(adapter_config, encoding="utf-8") as file:
-        base = json.load(file).get("base_model_name_or_path")
+        config = json.load(file)
+    base = config.get("base_model_name_or_path")
     if base is None:
         raise ValueError(
             f"{str(name_or_path)!r} is an adapter whose adapter_config.json names no base_model_name_or_path. Load "
             "the base model, then `model.load_adapter(...)`."
         )
-    return str(tiny_checkpoint(base)) if base in tiny_checkpoints() and not os.path.exists(base) else base
+    if base in tiny_checkpoints() and not os.path.exists(base):
+        base = str(tiny_checkpoint(base))
+    return base, None if os.path.isdir(base) else config.get("revision")
 
 
 def find_mask_token_id(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -170,11 +181,11 @@ class AutoModelForDiffusionLM:
         is_adapter = base[0] != str(name)
         # transformers would look for the adapter's branch and folder in the base's repository too.
         own_place = {key: hub_kwargs[key] for key in ("revision", "subfolder") if hub_kwargs.get(key)}
-        apart = is_adapter and (bool(own_place) or tiny_name(base[0]) is not None)
+        base_place = {"revision": base[1]["revision"]} if is_adapter and base[1].get("revision") else {}
+        apart = is_adapter and (bool(own_place) or bool(base_place) or tiny_name(base[0]) is not None)
         source = base[0] if apart else name
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, *args, **{key: value for key, value in kwargs.items() if not (apart and key in own_place)}
-        )
+        kept = {key: value for key, value in kwargs.items() if not (apart and key in own_place)}
+        loaded = AutoModelForCausalLM.from_pretrained(source, *args, **{**kept, **base_place})
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
         if not isinstance(model, DiffusionModelMixin):
             raise ValueError(f"config is a {type(config).__name__}, which is not that of a diffusion language model.")

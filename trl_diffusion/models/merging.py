@@ -31,11 +31,14 @@ def merge_adapter(folder: str | os.PathLike, **kwargs) -> DiffusionModelMixin:
         ValueError: it is no adapter, its base is stored in a quantized form, or the adapter is of a kind that cannot
             be merged.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     base = adapter_base(folder)
     if base is None:
         raise ValueError(f"{str(folder)!r} is no adapter: there is nothing to merge.")
+    revision = None if os.path.isdir(base) else PeftConfig.from_pretrained(folder).revision
+    if revision is not None:
+        kwargs = {"revision": revision, **kwargs}
     model = AutoModelForDiffusionLM.from_pretrained(base, **kwargs)
     if getattr(model, "is_quantized", False):
         raise ValueError(

@@ -280,8 +280,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
         return token_logits(self, input_ids, positions, **kwargs)
 
     def unmasking_policy(self, name_or_path: str) -> UnmaskPolicyModel:
-        """The unmasking policy of a folder or of the Hub, on the model's device; a policy is loaded once, and again
-        when its folder changes.
+        """The unmasking policy of a folder or of the Hub (`user/name`, `user/name@branch`), on the model's device; a
+        policy is loaded once, and again when its folder changes.
 
         Raises:
             ValueError: there is none.
@@ -293,7 +293,8 @@ class DiffusionModelMixin(RemoteCodeAdapterMixin, WindowForwardMixin, DiffusionG
             changed = sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
         if name_or_path not in loaded or loaded[name_or_path][0] != changed:
             try:
-                policy = UnmaskPolicyModel.from_pretrained(name_or_path)
+                repo_id, _, revision = (name_or_path, "", "") if changed is not None else name_or_path.partition("@")
+                policy = UnmaskPolicyModel.from_pretrained(repo_id, **({"revision": revision} if revision else {}))
             except (OSError, SafetensorError) as error:
                 raise ValueError(
                     f"unmasking={name_or_path!r} is no unmasking policy that can be loaded: "

@@ -101,7 +101,7 @@ def set_lora_targets(model_args: ModelConfig):
 def given_settings(script_args: Any, config: TrainingArguments, model_args: ModelConfig) -> dict[str, Any]:
     """What the user asked for, for results.json."""
     return {
-        "script": asdict(script_args),
+        "script": without_secrets(asdict(script_args)),
         "model": without_secrets(asdict(model_args)),
         "training": without_secrets(config.to_dict()),
     }

@@ -3,7 +3,6 @@
 
 """One supervised fine-tuning, from a dataset's name to a saved model and its figures."""
 
-import copy
 import os
 import time
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from transformers import AutoTokenizer, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..evaluation import complete
-from ..models import diffusion_model
 from ..trainer import DiffusionSFTConfig, DiffusionSFTTrainer
 from .local_data import load_rows
 from .rl import check_not_sharded, checkpoint_path, given_settings, init_kwargs, save_run, set_lora_targets
@@ -205,13 +203,10 @@ def with_completions(rows: Dataset) -> Dataset:
 
 
 def _solve(trainer: DiffusionSFTTrainer, task: RLTask, batch_size: int) -> dict[str, float]:
-    """Greedy decoding of the held-out problems: the model's generation settings, on the canvas of the training."""
+    """Greedy decoding of the held-out problems, by the generation settings that are saved with the model."""
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-    config = copy.copy(diffusion_model(model).generation_config)
+    config = trainer._hub_generation_config()
     config.temperature, config.seed = 0.0, trainer.args.seed
-    if trainer.args.canvas_length not in (None, config.max_new_tokens):
-        config.max_new_tokens, config.num_denoising_steps = trainer.args.canvas_length, None
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     # Before training the model is not prepared yet, and would run without the autocast that it gets afterwards.
     with trainer.accelerator.autocast():
         completions = complete(

@@ -136,6 +136,7 @@ class DiffusionCardMixin:
             settings=settings,
             sampling=self._card_sampling(sampling),
             prompt=self._card_prompt(),
+            template_kwargs=getattr(self.args, "chat_template_kwargs", None) or {},
             rewards=getattr(self, "reward_func_names", []),
             figures=self.card_figures or [],
             limits=self._card_limits(),

@@ -99,6 +99,10 @@ class HubMixin(DiffusionCardMixin):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        revision = (getattr(self.args, "model_init_kwargs", None) or {}).get("revision")
+        if isinstance(self.model, PeftModel) and revision:
+            for config in self.model.peft_config.values():
+                config.revision = config.revision or revision  # of the base, for whoever loads the adapter
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self._write_run_files(self.args.output_dir if output_dir is None else output_dir)

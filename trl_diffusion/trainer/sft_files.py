@@ -45,9 +45,9 @@ class SFTFilesMixin(HubMixin):
             canvas = changes.get("max_new_tokens", config.max_new_tokens)
             block = changes.get("block_length", config.block_length)
             steps = config.num_denoising_steps
-            # What does not fit the canvas of training was meant for another.
+            # What was meant for another canvas than that of training: so many steps, and blocks that do not fit.
             changes["block_length"] = block if block is None or block <= canvas else None
-            changes["num_denoising_steps"] = steps if steps is None or steps <= canvas else None
+            changes["num_denoising_steps"] = steps if canvas == config.max_new_tokens else None
             config.update(**changes)
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(config, name) is None:
