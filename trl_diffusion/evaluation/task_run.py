@@ -100,7 +100,7 @@ def evaluate_tasks(
         generation_config ([`DiffusionGenerationConfig`]):
             Settings, `seed` unset.
         batch_size (`int`, *optional*, defaults to 64):
-            Prompts per batch; decides the seconds, and nothing else.
+            Prompts per batch; decides the seconds, and, but for rounding (in bfloat16 above all), nothing else.
         seeds (`Sequence[int]`, *optional*, defaults to `(0,)`):
             Seeds of a stochastic generation. A prompt's draws depend on the seed and its place alone.
         chat_template_kwargs (`dict`, *optional*):
