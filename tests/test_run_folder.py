@@ -47,6 +47,9 @@ def test_one_process_at_a_time_is_at_work_in_a_folder(tmp_path):
     run(judge)
     assert refused and (tmp_path / "sudoku.jsonl").read_bytes().count(b"\n") == 4
     run()  # and it is free again
+    loaded[0].bfloat16()
+    with pytest.raises(ValueError, match="of another call: dtype was 'float32' and is 'bfloat16'"):
+        run()
 
 
 def test_results_say_where_the_data_of_all_tasks_come_from(tmp_path, monkeypatch):
