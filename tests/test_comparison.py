@@ -189,6 +189,8 @@ def test_the_command_compares_the_first_with_each_of_the_others(tmp_path, capsys
         (names[:1], "needs another folder"),
         ([names[0], str(tmp_path / "no")], "results.json' is missing or damaged"),
         ([*names, "--tasks", "sudoku"], "tasks=['sudoku'] does nothing with compare"),
+        ([*names, "--seeds", "1"], "seeds=[1] does nothing with compare"),
+        ([*names, "--temperature", "0.5"], "temperature=0.5 does nothing with compare"),
         ([*names, "--model", "sudoku-llada-tiny"], "model='sudoku-llada-tiny' does nothing with compare"),
     ):
         assert main(["eval", "--compare", *arguments]) == 1

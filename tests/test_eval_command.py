@@ -116,6 +116,7 @@ def test_the_model_says_what_is_not_given_but_for_the_seed(tmp_path, capsys):
         (["--tasks", "no-such-task"], "tasks='no-such-task' has no reward of its own. Give reward_funcs, name a file"),
         (["--tasks", "no-such.jsonl"], "tasks='no-such.jsonl' is no file"),
         (["--reward_funcs", "sudoku_reward"], "reward_funcs=['sudoku_reward'] does nothing"),
+        (["--split", "train"], "split='train' is none of 'sudoku', whose problems are generated"),
         (["--compare", "a", "b"], "does nothing with compare"),
         (
             ["--frontier", "--output_dir", "out", "--tasks", "sudoku", "arithmetic"],

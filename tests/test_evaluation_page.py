@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from trl_diffusion import UnmaskPolicyModel, UnmaskPolicyModelConfig
+from trl_diffusion import DiffusionGenerationConfig, UnmaskPolicyModel, UnmaskPolicyModelConfig
 from trl_diffusion.evaluation import read_frontier
 from trl_diffusion.generation.unmasking import RULES
 from trl_diffusion.scripts.cli import main
@@ -62,6 +62,23 @@ def test_the_page_says_what_there_is():
         assert f"`--{option}" in page, option
     for size in PRESETS["d1-256"].num_test.values():
         assert str(size) in page
+
+
+def test_presets_are_the_protocol():
+    assert list(PRESETS) == ["d1-128", "d1-256", "d1-512"]
+    sizes = {"gsm8k": 1319, "math500": 500, "countdown": 256, "countdown3": 256, "sudoku": 256}
+    for length, preset in zip((128, 256, 512), PRESETS.values(), strict=True):
+        protocol = {
+            "max_new_tokens": length,
+            "num_denoising_steps": length // 2,
+            "block_length": 32,
+            "temperature": 0.0,
+            "unmasking": "low_confidence",
+            "cache": "none",
+        }
+        assert protocol.items() <= preset.generation.items()
+        assert (preset.dtype, preset.seed, preset.num_test) == ("bfloat16", 42, sizes)
+        assert not DiffusionGenerationConfig(**preset.generation).guides
 
 
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):

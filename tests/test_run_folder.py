@@ -3,6 +3,7 @@
 
 """The folder of an evaluation: who may write in it, and what stays there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def test_one_process_at_a_time_is_at_work_in_a_folder(tmp_path):
     run(judge)
     assert refused and (tmp_path / "sudoku.jsonl").read_bytes().count(b"\n") == 4
     run()  # and it is free again
+    loaded[0].bfloat16()
+    with pytest.raises(ValueError, match="of another call: dtype was 'float32' and is 'bfloat16'"):
+        run()
+
+
+def test_results_say_where_the_data_of_all_tasks_come_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        ROWS.to_json(f"{name}.jsonl")
+        given = ["--model", MODEL, "--device", "cpu", "--max_new_tokens", "17", "--num_denoising_steps", "2"]
+        assert main(["eval", *given, "--tasks", f"{name}.jsonl", "--output_dir", "out"]) == 0
+    results = json.loads(Path("out/results.json").read_text())
+    assert list(results["tasks"]) == ["one", "two"]
+    assert results["sources"] == {"one": "one.jsonl", "two": "two.jsonl"}
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])

@@ -107,6 +107,12 @@ def test_rows_of_our_own_tasks_are_known_by_their_columns(make, reward):
     assert task.correct(right, task.test_dataset) == [1.0, 1.0]
 
 
+def test_puzzles_in_a_csv_file_keep_their_zeros():
+    rows = sudoku_dataset("test", 4)
+    assert any(puzzle[0] == "0" for puzzle in rows["puzzle"])
+    assert list(load_task(write("csv", rows)).test_dataset) == list(rows)
+
+
 def test_mathematics_is_known_by_its_columns():
     gsm8k = Dataset.from_dict({"question": ["1+1?", "2+2?"], "answer": ["so\n#### 2", "#### 4"]})
     task = load_task(write("jsonl", gsm8k))
@@ -128,6 +134,12 @@ def test_map_math():
         map_math(Dataset.from_dict({"problem": ["?"]}))
     with pytest.raises(ValueError, match="row 1 has no answer"):
         map_math(Dataset.from_dict({"problem": ["?", "?"], "solution": ["\\boxed{1}", "It is 2."]}))
+
+
+def test_answers_of_mathematics_may_be_numbers():
+    rows = Dataset.from_dict({"problem": ["1 + 1?", "2 + 2?"], "answer": [2, 4]})
+    task = load_task(write("jsonl", rows))
+    assert task.correct(some(["\\boxed{2}", "\\boxed{2}"]), task.test_dataset) == [1.0, 0.0]
 
 
 def test_names_of_the_hub(monkeypatch):
@@ -188,6 +200,11 @@ def test_d1_files_are_known_by_their_columns(tmp_path):
         ("a.jsonl", '{"prompt": "1"}\n', None, "has the columns prompt, which say of no task .* Give reward_funcs"),
         ("a.jsonl", '{"question": "1"}\n', REWARD, "tasks='a.jsonl' has no column 'prompt', only question"),
         ("a.jsonl", '{"question": "1", "answer": "2"}\n', None, "answer of row 0 does not end in '####"),
+        ("a.jsonl", '{"question": "1", "answer": 2}\n', None, "answer of row 0 does not end in '####"),
+        ("a.jsonl", '{"prompt": 1}\n', REWARD, "tasks='a.jsonl' has the prompt 1 in row 0; it must be a text"),
+        ("a.jsonl", '{"prompt": "1"}\n{"prompt": null}\n', REWARD, "has the prompt None in row"),
+        ("a.jsonl", '{"prompt": "1", "puzzle": "12", "solution": "12"}\n', None, "tasks='a.jsonl': puzzle='12' must"),
+        ("a.jsonl", '{"prompt": "1", "numbers": [1, 2], "target": "3"}\n', None, "tasks='a.jsonl': target='3' must"),
         ("someone/data", None, None, "tasks='someone/data' has no reward of its own.*'gsm8k', 'math500'"),
         ("someone/data", None, ["no_such"], "reward_funcs has 'no_such'"),
     ],

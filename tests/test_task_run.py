@@ -351,7 +351,7 @@ def test_several_tasks_make_one_table_and_a_file_each(tmp_path, capsys):
     assert command(*given, "--tasks", "sudoku", path) == 0
     other = tmp_path / "other" / "more.csv"
     other.parent.mkdir()
-    other.write_text("prompt\n1\n")
+    other.write_text("prompt\n1?\n")
     assert command("--model", MODEL, "--tasks", path, other, "--reward_funcs", "math.sqrt") == 1
     assert "reward_funcs has 'math.sqrt'" in capsys.readouterr().err
     assert command("--model", MODEL, "--tasks", path, other, "--reward_funcs", "sudoku_reward") == 1

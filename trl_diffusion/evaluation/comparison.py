@@ -72,7 +72,7 @@ def mcnemar_test(only_first: int, only_second: int) -> float:
             Problems that are right in the first alone, and in the second alone.
 
     Returns:
-        `float`, in (0, 1].
+        `float`, in [0, 1]; 0 where it is too small for a float.
 
     Raises:
         ValueError: a count is negative.

@@ -126,8 +126,11 @@ class RunFolder:
 
     def write_results(self, results: dict[str, Any]):
         """The figures, whole or not at all. Those of tasks that `results` does not have stay."""
-        earlier = read_results(self.path)["tasks"] if (self.path / RESULTS_FILE).exists() else {}
-        write_json(self.path / RESULTS_FILE, {**results, "tasks": {**earlier, **results["tasks"]}})
+        earlier = read_results(self.path) if (self.path / RESULTS_FILE).exists() else {"tasks": {}}
+        content = {**results, "tasks": {**earlier["tasks"], **results["tasks"]}}
+        if "sources" in results:  # where the data of each task come from
+            content["sources"] = {**earlier.get("sources", {}), **results["sources"]}
+        write_json(self.path / RESULTS_FILE, content)
 
 
 def _make(folder: Path):

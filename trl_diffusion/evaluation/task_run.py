@@ -100,7 +100,7 @@ def evaluate_tasks(
         generation_config ([`DiffusionGenerationConfig`]):
             Settings, `seed` unset.
         batch_size (`int`, *optional*, defaults to 64):
-            Prompts per batch; decides the seconds, and nothing else.
+            Prompts per batch; decides the seconds, and, but for rounding (in bfloat16 above all), nothing else.
         seeds (`Sequence[int]`, *optional*, defaults to `(0,)`):
             Seeds of a stochastic generation. A prompt's draws depend on the seed and its place alone.
         chat_template_kwargs (`dict`, *optional*):
@@ -139,6 +139,8 @@ def evaluate_tasks(
         if output_dir is not None:
             settings = model_fingerprint(model, tokenizer, generation_config)
             settings["generation_config"].pop("do_sample")  # follows from the others, and is no field of ours
+            # The weights' digest has it too, but would be all that an error names.
+            settings["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
             settings["unmasking"] = rule_identity(generation_config.unmasking)
             settings["seeds"] = [int(seed) for seed in seeds] if generation_config.is_stochastic else []
             settings["chat_template_kwargs"] = chat_template_kwargs or {}

@@ -34,7 +34,10 @@ from .generation_options import add_arguments as add_generation_arguments
 DESCRIPTION = "Measure the accuracy of a diffusion language model on tasks, and the forward passes that it takes."
 _PACKAGES = ("trl-diffusion", "torch", "transformers", "trl", "peft", "datasets", "evaluate", "math-verify")
 # What an evaluation has and a comparison has not.
-_NOT_OF_COMPARE = ("model", "tasks", "preset", "output_dir", "num_test", "reward_funcs", "frontier", "overwrite")
+_NOT_OF_COMPARE = (
+    "model", "tasks", "preset", "output_dir", "num_test", "reward_funcs", "frontier", "overwrite", "seeds", "curves",
+    "policies", "chat_template_kwargs", "dtype", "device", "revision",
+)  # fmt: skip
 
 
 def add_arguments(parser: ArgumentParser):
@@ -101,13 +104,15 @@ def run(args: Namespace):
         ValueError: an option is wrong; names it.
         ImportError: with `--frontier`, matplotlib is not installed; for mathematics, math-verify.
     """
+    given = given_settings(args)
     if args.compare is not None:
         for name in _NOT_OF_COMPARE:
             if getattr(args, name):
                 raise ValueError(f"{name}={getattr(args, name)!r} does nothing with compare. Leave one of them out.")
+        for name in given:
+            raise ValueError(f"{name}={getattr(args, name)} does nothing with compare. Leave it out.")
         run_compare(args.compare)
         return
-    given = given_settings(args)
     template_kwargs = check_options(args, given)
     preset = None if args.preset is None else find_preset(args.preset)
     tasks = {}
@@ -169,6 +174,11 @@ def check_options(args: Namespace, settings: dict[str, Any]) -> dict[str, Any] |
         raise ValueError("overwrite=True does nothing without output_dir. Leave it out.")
     check_curves(args, settings)
     names = task_names(args.tasks)
+    generated = [name for name in names if name in task_loading.GENERATED]
+    if generated and args.split != "test":
+        raise ValueError(
+            f"split={args.split!r} is none of {generated[0]!r}, whose problems are generated. Leave it out."
+        )
     if args.frontier and len(names) > 1:
         raise ValueError(f"tasks={','.join(names)}: frontier takes one task. Run the command once for each.")
     if args.chat_template_kwargs is None:
@@ -244,6 +254,7 @@ def cut_to_protocol(name: str, task: Task, preset: Preset, preset_name: str):
     count = len(task.test_dataset)
     if size is not None and count > size:
         task.test_dataset = task.test_dataset.select(range(size))
+        print(f"preset={preset_name}: the first {size} of the {count} problems of {name}.", file=sys.stderr)
     elif size is not None and count < size:
         print(f"preset={preset_name}: {name} has {count} problems, the protocol's are {size}.", file=sys.stderr)
 

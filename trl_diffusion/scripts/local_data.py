@@ -3,6 +3,7 @@
 
 """Datasets by name: a file, a folder, or the Hub."""
 
+import csv
 import glob
 import os
 from collections.abc import Callable
@@ -81,8 +82,14 @@ def _read_file(name: str, option: str) -> Dataset:
         raise ValueError(f"{option}={name!r} must end in {', '.join(BUILDERS)}.")
     if os.path.getsize(name) == 0:
         raise ValueError(f"{option}={name!r} is an empty file.")
+    texts = {}
+    if suffix == ".csv":
+        with open(name, encoding="utf-8-sig", errors="replace", newline="") as file:
+            header = next(csv.reader(file), [])
+        if "puzzle" in header:  # as numbers, Sudoku would lose its leading zeros
+            texts = {"converters": {column: str for column in ("prompt", "puzzle", "solution") if column in header}}
     # datasets takes a file's name for a pattern.
-    return load_dataset(BUILDERS[suffix], data_files={"train": glob.escape(name)}, split="train")
+    return load_dataset(BUILDERS[suffix], data_files={"train": glob.escape(name)}, split="train", **texts)
 
 
 def _loaded(load: Callable[[], _Data], name: str, option: str) -> _Data:

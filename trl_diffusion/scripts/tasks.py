@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..evaluation import Completions
 from ..evaluation.task import (
     Task,
     arithmetic_task,
@@ -50,7 +51,7 @@ NUM_TEST = 256
 GSM8K, METAMATHQA, MATH500 = "openai/gsm8k", "meta-math/MetaMathQA", "HuggingFaceH4/MATH-500"
 _HUB_NAMES = {"gsm8k": GSM8K, "metamathqa": METAMATHQA, "math500": MATH500}
 # Generated tasks → their rows, what scores them, and the reward of the training.
-_GENERATED: dict[str, tuple[Callable[..., Dataset], Callable[[Dataset], Task], Callable]] = {
+GENERATED: dict[str, tuple[Callable[..., Dataset], Callable[[Dataset], Task], Callable]] = {
     "sudoku": (
         lambda split, count, **seed: sudoku_dataset(split, count, num_clues=(5, 6), **seed),
         sudoku_task,
@@ -72,7 +73,7 @@ _GENERATED: dict[str, tuple[Callable[..., Dataset], Callable[[Dataset], Task], C
         arithmetic_reward,
     ),
 }
-TASK_NAMES = (*_GENERATED, "gsm8k", "math500")
+TASK_NAMES = (*GENERATED, "gsm8k", "math500")
 
 
 @dataclass(kw_only=True)
@@ -138,8 +139,8 @@ def load_task(
     _check_num_test(num_test)
     rewards = [load_reward(reward) for reward in reward_funcs or []]
     hub_name = _HUB_NAMES.get(name, name)
-    if name in _GENERATED:
-        make, score, _ = _GENERATED[name]
+    if name in GENERATED:
+        make, score, _ = GENERATED[name]
         task = score(make("test", num_test or NUM_TEST))
     elif hub_name in (GSM8K, METAMATHQA, MATH500):
         # MetaMathQA is made of the training questions of GSM8K and MATH, and has no test rows of its own.
@@ -190,8 +191,8 @@ def load_rl_task(
     rewards = [load_reward(name) for name in reward_funcs or []]
     hub_name = _HUB_NAMES.get(dataset, dataset)
     d1_task = _d1_task(dataset, "dataset") if is_local(dataset) else None
-    if dataset in _GENERATED:
-        make, _, reward = _GENERATED[dataset]
+    if dataset in GENERATED:
+        make, _, reward = GENERATED[dataset]
         task, train = load_task(dataset, None, num_test, option="dataset"), make("train", 4000, seed=seed)
     elif d1_task is not None:
         task = d1_task
@@ -258,6 +259,12 @@ def _task_of(rows: Dataset, rewards: list[Callable], name: str, option: str) -> 
     columns = set(rows.column_names)
     if not len(rows):
         raise ValueError(f"{option}={name!r} has no rows.")
+    if "prompt" in columns:
+        for place, prompt in enumerate(rows["prompt"]):
+            if not prompt or not isinstance(prompt, str | list):
+                raise ValueError(
+                    f"{option}={name!r} has the prompt {prompt!r} in row {place}; it must be a text or a conversation."
+                )
     if rewards:
         if "prompt" not in columns:
             raise ValueError(
@@ -266,19 +273,32 @@ def _task_of(rows: Dataset, rewards: list[Callable], name: str, option: str) -> 
             )
         return reward_task(rows, rewards)
     if {"question", "answer"} <= columns:
-        return gsm8k_task(map_gsm8k(rows))
+        return _read(lambda: gsm8k_task(map_gsm8k(rows)), name, option)
     if {"problem", "answer"} <= columns:
         check_math_verify()
-        return math_task(map_math(rows))
+        return _read(lambda: math_task(map_math(rows)), name, option)
     if {"prompt", "puzzle", "solution"} <= columns:
-        return sudoku_task(rows)
+        return _read(lambda: sudoku_task(rows), name, option)
     if {"prompt", "numbers", "target"} <= columns:
-        return countdown_task(rows)
+        return _read(lambda: countdown_task(rows), name, option)
     raise ValueError(
         f"{option}={name!r} has the columns {', '.join(rows.column_names)}, which say of no task what a right answer "
         "is. Give reward_funcs (and a column 'prompt'), or the columns of Sudoku (prompt, puzzle, solution), of "
         "Countdown (prompt, numbers, target), of GSM8K (question, answer) or of MATH (problem, answer)."
     )
+
+
+def _read(make: Callable[[], Task], name: str, option: str) -> Task:
+    """A task of a user's rows, each of which is tried with an empty completion: a row that cannot be scored is to show
+    before a model writes anything."""
+    try:
+        task = make()
+        count = len(task.test_dataset)
+        empty = Completions([""] * count, 0.0, [[]] * count, [[]] * count)
+        task.judge(empty, task.test_dataset)
+    except ValueError as error:
+        raise ValueError(f"{option}={name!r}: {error}") from error
+    return task
 
 
 def _own_data(name: str, rewards: list[Callable], num_test: int | None) -> tuple[Task, Dataset, Callable | None]:

@@ -58,11 +58,11 @@ def map_gsm8k(rows: Dataset) -> Dataset:
     _check_columns(rows, ("question", "answer"), "openai/gsm8k")
 
     def convert(row: dict[str, str], index: int) -> dict:
-        answer = row["answer"].strip()
+        answer = str(row["answer"]).strip()
         match = _GSM8K_ANSWER.search(answer)
         if match is None:
             raise ValueError(
-                f"answer of row {index} does not end in '#### <number>': {row['answer'][-40:]!r}. Pass the rows of "
+                f"answer of row {index} does not end in '#### <number>': {answer[-40:]!r}. Pass the rows of "
                 "openai/gsm8k as they are."
             )
         number = match[1].replace("$", "") + match[2].replace(",", "")
@@ -94,6 +94,8 @@ def map_math(rows: Dataset) -> Dataset:
 
     def convert(row: dict[str, str], index: int) -> dict:
         answer = row["answer"] if has_answer else last_box(row["solution"])
+        if isinstance(answer, int | float):  # files of AIME have numbers
+            answer = f"{answer:.15g}"
         if not isinstance(answer, str) or not answer.strip():
             raise ValueError(f"row {index} has no answer: {str(row)[:80]}. Leave it out.")
         trace = {"reasoning": row["solution"].strip()} if isinstance(row.get("solution"), str) else {}
