@@ -107,6 +107,21 @@ def test_values_of_a_file_become_what_the_options_are(tmp_path, monkeypatch):
         ("- 1", "must hold `option: value` lines"),
         ("a: [", "cannot be read"),
         ("env: 3", "must hold `NAME: value` lines"),
+        ("max_steps: .inf", "must be a whole number"),
+        ("max_steps: .nan", "must be a whole number"),
+        ("max_steps:", "max_steps in "),
+        ("seed: null", "has no value. Leave the line out for the default."),
+        ("max_steps: 1\nmax_steps: 2", "the key 'max_steps' stands there twice"),
+        ("output_dir: 2024", "output_dir=2024 in "),
+        ("output_dir: [a]", "must be a text; put it in quotes"),
+        ("dataset: {a: b}", "must be a text; put it in quotes"),
+        ("model_revision: 1e5\ncache: off", "cache=False in "),
+        ("reward_funcs: [5]", "reward_funcs=5 in "),
+        ("lora_target_modules: {a: b}", "must be a text; put it in quotes"),
+        ("model_init_kwargs: 5", "must hold `name: value` lines"),
+        ("multi_gpu: maybe", "multi_gpu='maybe' in "),
+        ("config: b.yaml", "has the key 'config', which is no option"),
+        ("model: m", "did you mean model_name_or_path?"),
     ],
 )
 def test_a_wrong_file_is_an_error_that_names_key_and_file(text, message, tmp_path, capsys):
@@ -115,7 +130,30 @@ def test_a_wrong_file_is_an_error_that_names_key_and_file(text, message, tmp_pat
     assert message in error and file in error and "Traceback" not in error
 
 
+def test_words_that_yaml_reads_as_something_else(tmp_path):
+    file = write(
+        tmp_path / "a.yaml",
+        "save_strategy: no\nlr_scheduler_kwargs: {min_lr: 1e-6, name: a}\nreport_to: [none]\ndebug: true\n"
+        "scale_rewards: false\nresume_from_checkpoint: true\nuse_cpu: true\nbf16: false\nnum_processes: null\n",
+    )
+    _, config, _ = build("tracerl", "--config", file)
+    assert config.save_strategy == "no" and config.lr_scheduler_kwargs == {"min_lr": 1e-6, "name": "a"}
+    assert config.scale_rewards == "none" and config.resume_from_checkpoint is True
+    given = make_parser("tracerl").split(["--config", file])
+    assert given.debug and not given.launch_in_file
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("false", None), ("out/checkpoint-5", "out/checkpoint-5")]
+)
+def test_resuming_from_the_last_checkpoint_or_one_by_name(word, value):
+    _, config, _ = build("sft", "--resume_from_checkpoint", word, "--use_cpu", "--bf16", "false")
+    assert config.resume_from_checkpoint == value
+
+
 def test_a_wrong_command_line_is_an_error(tmp_path, capsys):
+    assert "argument --config: one file can be given" in refused(["sft", "--config", "a", "--config", "b"], capsys)
+    assert "did you mean --model_name_or_path?" in refused(["sft", "--model", "m"], capsys)
     missing = str(tmp_path / "missing.yaml")
     assert f"config={missing!r} cannot be read" in refused(["sft", "--config", missing], capsys)
     assert "argument --config: expected one argument" in refused(["sft", "--config"], capsys)

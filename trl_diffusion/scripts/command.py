@@ -13,10 +13,16 @@ from collections.abc import Callable, Iterable
 DEBUG_HELP = "Show the traceback of an error."
 # Errors whose message says it all; of others the type is shown too.
 _SPEAKING = (ValueError, OSError, ImportError)
+# Names that other commands and libraries have for an option, which no spelling leads to.
+_MEANT = {"--model": "--model_name_or_path", "--lr": "--learning_rate", "--epochs": "--num_train_epochs"}
+_MEANT |= {"--batch_size": "--per_device_train_batch_size", "--steps": "--max_steps"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`": did you mean <the nearest known name>?"`, or nothing where none is near."""
+    known = list(known)
+    if _MEANT.get(name) in known:
+        return f": did you mean {_MEANT[name]}?"
     spellings = {}
     for candidate in known:
         spellings.setdefault(candidate.replace("-", "_"), candidate)  # the first: with underscores, as in YAML files

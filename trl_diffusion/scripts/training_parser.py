@@ -5,11 +5,12 @@
 `accelerate launch`'s, and a `--help` that shows the fields of a method before the hundreds that it inherits."""
 
 import os
+import re
 import textwrap
 from argparse import Action, Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from accelerate.commands.launch import launch_command_parser
@@ -19,6 +20,10 @@ from .command import DEBUG_HELP, is_option, nearest, unrecognized, usage_error
 from .training_help import TrainingHelp, group_actions, shorten_help
 
 
+# Texts of which TRL or transformers take true and false too.
+_BOOLEAN_TOO = ("scale_rewards", "resume_from_checkpoint", "fsdp", "trackio_static_space_id")
+# Filters that TRL switches off by a number, and generation by nothing.
+_NONE_TOO = ("top_k", "top_p", "min_p")
 # What the command reads before the training's parser does, with its help.
 COMMAND_OPTIONS = {
     "--config": ("FILE", "YAML file with options; the command line wins."),
@@ -31,6 +36,21 @@ COMMAND_OPTIONS = {
     "--help": ("", "Show the options that are most often set."),
     "--help_all": ("", "Show all options."),
 }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with a key once: of two the second would win without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass
@@ -81,6 +101,11 @@ class TrainingParser(TrlParser):
             for name, action in launcher._option_string_actions.items()
             if name.startswith("--") and name not in (*self._option_string_actions, "--config", "--debug", "--help")
         }
+        self._hints = {
+            name: hint
+            for cls in (ModelConfig, config_class, script_class)
+            for name, hint in get_type_hints(cls).items()
+        }
         group_actions(self, script_class, config_class, _command_help())
 
     def error(self, message: str):
@@ -116,6 +141,8 @@ class TrainingParser(TrlParser):
                     self.error(f"argument {name}: expected one argument")
                 value = value if equals else rest.pop(0)
                 if name == "--config":
+                    if given.config is not None:
+                        self.error("argument --config: one file can be given")
                     given.config = value
                 else:
                     given.launch.append(f"{name}={value}")
@@ -139,14 +166,19 @@ class TrainingParser(TrlParser):
             ValueError: a setting is wrong; names it.
         """
         self.check(given)
-        return self.parse_args_into_dataclasses(given.own, look_for_args_file=False)
+        script, config, model = self.parse_args_into_dataclasses(given.own, look_for_args_file=False)
+        words = {"true": True, "yes": True, "false": None, "no": None}  # as `Trainer.train` takes them
+        if isinstance(config.resume_from_checkpoint, str) and not os.path.exists(config.resume_from_checkpoint):
+            resumed = config.resume_from_checkpoint
+            config.resume_from_checkpoint = words.get(resumed.lower(), resumed)
+        return script, config, model
 
     def _read(self, given: GivenOptions):
         """Make the values of the YAML file the defaults of the options."""
         path = given.config
         try:
             with open(path, encoding="utf-8") as file:
-                content = yaml.safe_load(file)
+                content = yaml.load(file, _Loader)  # a SafeLoader
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             self.error(f"config={path!r} cannot be read: {' '.join(str(error).split())}")
         if not isinstance(content, dict):
@@ -158,13 +190,16 @@ class TrainingParser(TrlParser):
         values = {}
         for key, value in content.items():
             name = f"--{key}"
-            if name in self._option_string_actions:
+            if name == "--debug" and isinstance(value, bool):
+                given.debug = given.debug or value
+            elif name in self._option_string_actions:
                 action = self._option_string_actions[name]
                 values[action.dest] = self._value(action, key, value, path)
             elif name in self._launch_actions or name == "--accelerate_config":
-                given.launch_in_file += _launch_option(self._launch_actions.get(name), name, value)
+                given.launch_in_file += self._launch_option(name, value, path)
             else:
-                hint = nearest(name, self.option_names).replace("--", "")
+                known = [option for option in self.option_names if option not in ("--config", "--help", "--help_all")]
+                hint = nearest(name, known).replace("--", "")
                 self.error(f"config={path!r} has the key {key!r}, which is no option{hint or '.'}")
         self.set_defaults_with_config(**values)
 
@@ -172,15 +207,21 @@ class TrainingParser(TrlParser):
         """A value of the YAML file as the option's type. argparse itself reads texts, and looks at nothing else."""
         kind = getattr(action.type, "__name__", "")
         if value is None:
+            if type(None) not in get_args(self._hints[action.dest]) and action.dest not in _NONE_TOO:
+                self.error(f"{key} in {path!r} has no value. Leave the line out for the default.")
             return None
         if action.nargs == "+" and not (isinstance(value, str) and value.lower() == "none"):
-            return [self._one(kind, key, item, path) for item in (value if isinstance(value, list) else [value])]
-        value = self._one(kind, key, value, path)
-        if action.choices is not None and value not in action.choices:
+            items = value if isinstance(value, list) else [value]
+            return [self._one(kind, key, item, path, str) for item in items]
+        if value is False and "no" in (action.choices or ()):
+            return "no"  # YAML takes the word for false
+        if action.choices is None:
+            value = self._one(kind, key, value, path, self._hints[action.dest], action.dest in _BOOLEAN_TOO)
+        elif value not in action.choices:
             self.error(f"{key}={value!r} in {path!r} must be one of {', '.join(map(str, action.choices))}.")
         return value
 
-    def _one(self, kind: str, key: str, value: Any, path: str) -> Any:
+    def _one(self, kind: str, key: str, value: Any, path: str, hint: Any, boolean_too: bool = False) -> Any:
         if isinstance(value, str):
             try:
                 return {"int": int, "float": float}.get(kind, str)(value)
@@ -188,15 +229,30 @@ class TrainingParser(TrlParser):
                 if value.lower() in ("none", "null"):
                     return None
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if kind == "int" and not (is_number and value == int(value)):
+        if kind == "int" and not (is_number and float(value).is_integer()):
             self.error(f"{key}={value!r} in {path!r} must be a whole number.")
         if kind == "float" and not is_number:
             self.error(f"{key}={value!r} in {path!r} must be a number.")
         if kind == "string_to_bool" and not isinstance(value, (bool, str)):
             self.error(f"{key}={value!r} in {path!r} must be true or false.")
-        if kind == "str" and isinstance(value, (dict, list)):
-            return value  # fields that take JSON check it themselves
+        if kind == "str" and not isinstance(value, str) and not (boolean_too and isinstance(value, bool)):
+            kinds = [getattr(part, "__origin__", part) for part in (get_args(hint) or (hint,))]
+            if type(value) not in kinds:
+                wanted = "must hold `name: value` lines" if dict in kinds else "must be a text; put it in quotes"
+                self.error(f"{key}={value!r} in {path!r} {wanted}.")
+            return _with_numbers(value)
         return int(value) if kind == "int" else value
+
+    def _launch_option(self, name: str, value: Any, path: str) -> list[str]:
+        """A key of the YAML file as an option of `accelerate launch`."""
+        if value is None:
+            return []
+        action = self._launch_actions.get(name)
+        if action is not None and action.nargs == 0:
+            if not isinstance(value, bool):
+                self.error(f"{name[2:]}={value!r} in {path!r} must be true or false.")
+            return [name] if value else []
+        return [f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
 
     def _print_help_and_exit(self, everything: bool):
         if not everything:
@@ -215,8 +271,11 @@ def _command_help() -> str:
     return "\n".join(lines)
 
 
-def _launch_option(action: Action | None, name: str, value: Any) -> list[str]:
-    """A key of the YAML file as an option of `accelerate launch`."""
-    if action is not None and action.nargs == 0:
-        return [name] if value else []
-    return [f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+def _with_numbers(value: Any) -> Any:
+    """A value inside a dictionary or list of YAML, which takes 1e-6, without a point, for a text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value

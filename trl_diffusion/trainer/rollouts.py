@@ -12,6 +12,7 @@ from ..generation import DiffusionGenerationConfig, Rollout, trajectory_statisti
 from ..models import diffusion_model
 from .block_schedule import BlockLengths
 from .checks import map_style_datasets
+from .sharding import gathered_weights
 
 
 class RolloutMixin:
@@ -130,7 +131,8 @@ class RolloutMixin:
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as unwrapped_model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),  # FSDP1
+            gathered_weights(self.model_wrapped),
             # What is wrapped in autocast is PEFT's forward, which generation does not call.
             self.accelerator.autocast(),
         ):
