@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset
 from trl import ModelConfig, TrlParser
 
-from trl_diffusion.scripts import launching, training
+from trl_diffusion import DiffusionGenerationConfig
+from trl_diffusion.scripts import launching, sft, training
 from trl_diffusion.scripts.cli import main
 from trl_diffusion.scripts.rl import RLScriptArguments, check_not_sharded
 from trl_diffusion.scripts.sft import with_completions
@@ -422,3 +423,24 @@ def test_what_sft_cannot_do_is_said_before_the_training(arguments, message, tmp_
     assert main([*command, *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_what_sft_measures_is_decoded_as_the_saved_model_decodes(tmp_path, monkeypatch):
+    used = []
+
+    def complete(model, tokenizer, prompts, config, *args, **kwargs):
+        used.append(config)
+        return real(model, tokenizer, prompts, config, *args, **kwargs)
+
+    real = sft.complete
+    monkeypatch.setattr(sft, "complete", complete)
+    options = "--model_name_or_path sudoku-llada-tiny --dataset sudoku --num_rows 8 --num_test 4 --max_steps 1"
+    options += " --canvas_length 24 --masking block --block_length 8 --bf16 false --use_cpu true --report_to none"
+    assert main(["sft", *options.split(), "--output_dir", str(tmp_path)]) == 0
+    saved = DiffusionGenerationConfig.from_pretrained(tmp_path)
+    # So many steps as the base takes were meant for its own canvas.
+    assert (saved.max_new_tokens, saved.block_length, saved.num_denoising_steps) == (24, 8, None)
+    for config in used:
+        for name in ("max_new_tokens", "block_length", "num_denoising_steps", "unmasking", "eos_token_id"):
+            assert getattr(config, name) == getattr(saved, name), name
+    assert len(used) == 2
