@@ -25,16 +25,17 @@ def command_lines(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"\\\n\s*", " ", text)
     found, fenced = [], None
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         fence = re.match(r"\s*```(\w*)", line)
         if fence:
             fenced = None if fenced is not None else fence[1]
         elif fenced in ("bash", "sh", "console") or (fenced is None and line.startswith("    ")):
             # What stands before the program: a prompt, variables, the environment's folder.
             command = re.sub(r"^(\$ )?(\w+=\S* )*(\.venv/bin/)?", "", line.strip())
-            if re.match(r"trl-diffusion [\w-]+: ", command):
-                found.pop()  # what the command before it prints: an example of an error
-            elif command.split(" ")[0] in PROGRAMS:
+            # An error that is shown, and the command that makes it, are not to be copied.
+            shown = any(re.match(r"\s*trl-diffusion \S+: error:", text) for text in (line, following))
+            if command.split(" ")[0] in PROGRAMS and not shown:
                 found.append(command.split(" #")[0])
     return found
 
@@ -47,7 +48,11 @@ def problems(command: str) -> list[str]:
         if not leading:
             return []
         known = _help_of_command(leading[0])
-        return _unknown(options, known) if known else [f"{leading[0]} is no command"]
+        if not known:
+            return [f"{leading[0]} is no command"]
+        if "--help_all" in known:  # a training command
+            known = known | set(launch_command_parser()._option_string_actions) | {"--help"}
+        return _missing_configs(words) + _unknown(options, known)
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -80,11 +85,12 @@ def _problems_of_script(words: list[str]) -> list[str]:
     script, (leading, options) = words[0], _split(words[1:])
     if not (ROOT / script).is_file():
         return [f"{script} is not there"]
-    missing = []
-    for name, value in zip(words, words[1:], strict=False):
-        if name == "--config" and not (ROOT / value).is_file():
-            missing.append(f"{value} is not there")
-    return missing + (_unknown(options, _help_of_script(script, tuple(leading))) if options else [])
+    return _missing_configs(words) + (_unknown(options, _help_of_script(script, tuple(leading))) if options else [])
+
+
+def _missing_configs(words: list[str]) -> list[str]:
+    pairs = zip(words, words[1:], strict=False)
+    return [f"{value} is not there" for name, value in pairs if name == "--config" and not (ROOT / value).is_file()]
 
 
 def _options_of_help(call) -> set[str]:

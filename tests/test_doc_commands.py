@@ -23,7 +23,8 @@ def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
         "accelerate launch --num_process 2 examples/bgpo.py --num_mc_samples=2\n"
         "accelerate launch --num_processes 2 examples/bgpo.py --num_mc_samples=2\npython -m venv .venv\n"
         "trl-diffusion no-such --model m\nmake nothing\n"
-        "trl-diffusion eval --an_error 1\ntrl-diffusion eval: error: unrecognized\n```\n"
+        "trl-diffusion sft --config examples/configs/none.yaml --num_processes 2\n```\n\n"
+        "    $ trl-diffusion sft --wrong\n    trl-diffusion sft: error: unrecognized option --wrong\n"
     )
     commands = command_lines(page)
     assert [problems(command) for command in commands] == [
@@ -36,4 +37,5 @@ def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
         [],
         ["no-such is no command"],
         ["make nothing is no target"],
+        ["examples/configs/none.yaml is not there"],
     ]
