@@ -113,7 +113,7 @@ def pages() -> list[str]:
 def every_block_runs(page: str) -> Iterator[list[Block]]:
     """Gives the blocks of `page` that are not marked, and fails unless each one has been `run` when the body ends.
 
-    Write the page's name as a string: `claimed_pages` finds it in the source of the tests.
+    Write the page's name as a string, there or in a line before: `claimed_pages` finds it in the source of the tests.
     """
     unmarked = [block for block in python_blocks(page) if not block.needs]
     yield unmarked
@@ -140,9 +140,14 @@ def claimed_pages(tests: Path = ROOT / "tests") -> dict[str, str]:
         for function in ast.parse(text).body:
             if not isinstance(function, ast.FunctionDef) or not function.name.startswith("test_"):
                 continue
+            named = {}  # names that are given a string in the function
             for node in ast.walk(function):
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                    named |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
                 called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
                 if called and node.func.id in ("run_page", "every_block_runs") and node.args:
-                    if isinstance(node.args[0], ast.Constant):
-                        claims[node.args[0].value] = f"{path.name}::{function.name}"
+                    page = node.args[0]
+                    page = named.get(page.id) if isinstance(page, ast.Name) else getattr(page, "value", None)
+                    if isinstance(page, str):
+                        claims[page] = f"{path.name}::{function.name}"
     return claims

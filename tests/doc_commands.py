@@ -32,7 +32,9 @@ def command_lines(page: str) -> list[str]:
         elif fenced in ("bash", "sh", "console") or (fenced is None and line.startswith("    ")):
             # What stands before the program: a prompt, variables, the environment's folder.
             command = re.sub(r"^(\$ )?(\w+=\S* )*(\.venv/bin/)?", "", line.strip())
-            if command.split(" ")[0] in PROGRAMS:
+            if re.match(r"trl-diffusion [\w-]+: ", command):
+                found.pop()  # what the command before it prints: an example of an error
+            elif command.split(" ")[0] in PROGRAMS:
                 found.append(command.split(" #")[0])
     return found
 
@@ -56,8 +58,7 @@ def problems(command: str) -> list[str]:
         return _problems_of_script(words[1:])
     if words[1] != "launch":
         return []
-    known = set(launch_command_parser()._option_string_actions)
-    found = _unknown([word for word in words[2 : _script(words)] if word.startswith("--")], known)
+    found = _unknown([word for word in words[2 : _script(words)] if word.startswith("--")], _launch_options())
     return found + _problems_of_script(words[_script(words) :])
 
 
@@ -95,7 +96,14 @@ def _options_of_help(call) -> set[str]:
             with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
                 call(option)
             text += printed.getvalue()
-    return set(OPTION.findall(text))
+    options = set(OPTION.findall(text))
+    # The training commands take those of `accelerate launch` too.
+    return options | _launch_options() if "--accelerate_config" in options else options
+
+
+@functools.cache
+def _launch_options() -> set[str]:
+    return set(launch_command_parser()._option_string_actions)
 
 
 @functools.cache

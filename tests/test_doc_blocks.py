@@ -4,7 +4,7 @@
 """Every Python block of README.md and docs/ is executed by a test, or says what it needs."""
 
 import pytest
-from doc_blocks import NEEDS, ROOT, claimed_pages, every_block_runs, pages, python_blocks, run_page
+from doc_blocks import NEEDS, claimed_pages, every_block_runs, pages, python_blocks, run_page
 
 
 # Pages that no test runs with checks of its own are run here, from top to bottom.
@@ -76,7 +76,8 @@ def test_a_traceback_names_the_page_and_the_line(tmp_path):
 def test_claims_are_read_off_the_source(tmp_path):
     (tmp_path / "test_one.py").write_text(
         'from doc_blocks import run_page\n\n\ndef test_page():\n    run_page("docs/a.md")\n\n\n'
-        'def helper():\n    run_page("docs/b.md")\n'
+        'def helper():\n    run_page("docs/b.md")\n\n\n'
+        'def test_another():\n    page = "docs/c.md"\n    with every_block_runs(page) as blocks:\n        pass\n'
     )
-    assert claimed_pages(tmp_path) == {"docs/a.md": "test_one.py::test_page"}
-    assert (ROOT / "docs").exists()
+    wanted = {"docs/a.md": "test_one.py::test_page", "docs/c.md": "test_one.py::test_another"}
+    assert claimed_pages(tmp_path) == wanted

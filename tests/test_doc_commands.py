@@ -22,7 +22,8 @@ def test_commands_are_found_and_wrong_ones_noticed(tmp_path):
         "```bash\n.venv/bin/python examples/none.py\n"
         "accelerate launch --num_process 2 examples/bgpo.py --num_mc_samples=2\n"
         "accelerate launch --num_processes 2 examples/bgpo.py --num_mc_samples=2\npython -m venv .venv\n"
-        "trl-diffusion no-such --model m\nmake nothing\n```\n"
+        "trl-diffusion no-such --model m\nmake nothing\n"
+        "trl-diffusion eval --an_error 1\ntrl-diffusion eval: error: unrecognized\n```\n"
     )
     commands = command_lines(page)
     assert [problems(command) for command in commands] == [

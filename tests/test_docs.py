@@ -4,6 +4,7 @@
 """What the documentation promises is there."""
 
 import re
+import runpy
 import subprocess
 import sys
 
@@ -58,6 +59,7 @@ def test_every_mark_in_the_table_of_models_has_a_test(collected):
         assert matching, f"{family}, {column}: no test {name}[{family}]"
 
 
+@pytest.mark.slow
 def test_the_readme_trains_and_its_model_answers(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = run_page("README.md")
@@ -91,6 +93,18 @@ def test_the_python_blocks_of_the_length_alignment_page_run(tmp_path, monkeypatc
     assert "of 200 rows are kept (max_length=48)" in capsys.readouterr().out
     # A row for each reason.
     assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))) >= REASONS.keys()
+
+
+def test_the_picture_of_the_five_words_is_drawn_from_a_rollout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "five_words.py"))
+    script["draw"](tmp_path / "five_words.svg")
+    assert (tmp_path / "five_words.svg").stat().st_size > 50_000
+    # The page's snippet makes the rollout that the picture shows.
+    *_, drawn = script["make_rollout"]()
+    rollout = run_page("docs/concepts.md")["rollout"]
+    assert rollout.unmask_step.equal(drawn.unmask_step) and rollout.canvas_ids.equal(drawn.canvas_ids)
+    assert rollout.prompt_ids.equal(drawn.prompt_ids)
 
 
 def test_the_diff_of_adding_a_family_is_the_file():

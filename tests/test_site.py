@@ -9,10 +9,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from doc_blocks import ROOT
+
+import trl_diffusion
 
 
 def load_hook():
@@ -105,9 +108,9 @@ def test_rewritten_links():
 
 
 def test_names_for_editors_and_documentation_are_those_of_the_package():
-    import trl_diffusion
-
-    tree = ast.parse((ROOT / "trl_diffusion" / "__init__.py").read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    names = {alias.name: node.module for node in block.body for alias in node.names}
-    assert names == trl_diffusion._LAZY
+    tree = ast.parse((ROOT / "trl_diffusion" / "__init__.pyi").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.name: node.module for node in imports for alias in node.names}
+    assert names.keys() == set(trl_diffusion.__all__)
+    for name, module in names.items():
+        assert getattr(trl_diffusion, name) is getattr(import_module(f"trl_diffusion.{module}"), name)

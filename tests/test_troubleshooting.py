@@ -12,7 +12,9 @@ import trl.trainer.grpo_config
 from doc_blocks import ROOT
 
 
-QUOTES = re.findall(r"^> (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
+# Brackets are escaped where Markdown would take them for a link.
+QUOTES = [re.sub(r"\\([\[\]])", r"\1", quote) for quote in re.findall(r"^> (.*)$", PAGE, re.MULTILINE)]
 
 
 def text_of(node: ast.expr) -> str | None:

@@ -1,6 +1,5 @@
 # Copyright 2026 The trl_diffusion authors.
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: F401  (names to export)
 
 """Post-training of diffusion language models in the style of Hugging Face TRL.
 
@@ -9,37 +8,9 @@ use, since TRL takes seconds to load.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from . import models  # registers the families
+from . import models  # noqa: F401  (registers the families)
 from .generation import DiffusionGenerationConfig, Rollout
-
-
-if TYPE_CHECKING:
-    # The names of `_LAZY`, for editors and for the documentation, which read the source and do not run it.
-    from .evaluation.traces import collect_traces
-    from .likelihood import MaskedView
-    from .models import (
-        AutoModelForDiffusionLM,
-        DiffusionValueModel,
-        UnmaskPolicyModel,
-        UnmaskPolicyModelConfig,
-    )
-    from .tasks import align_lengths
-    from .trainer import (
-        BGPOConfig,
-        BGPOTrainer,
-        DiffusionGRPOConfig,
-        DiffusionGRPOTrainer,
-        DiffusionSFTConfig,
-        DiffusionSFTTrainer,
-        IGPOConfig,
-        IGPOTrainer,
-        TraceRLConfig,
-        TraceRLTrainer,
-        UnmaskPolicyConfig,
-        UnmaskPolicyTrainer,
-    )
 
 
 __version__ = "0.1.0"
