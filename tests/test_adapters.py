@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from trl_diffusion import AutoModelForDiffusionLM, DiffusionSFTConfig, DiffusionSFTTrainer
+from trl_diffusion import AutoModelForDiffusionLM, DiffusionGenerationConfig, DiffusionSFTConfig, DiffusionSFTTrainer
 
 
 BASE = DATA / "models" / "llada"
@@ -323,3 +323,24 @@ def test_native_adapters_pass_through(every_family, tmp_path):
     ):
         with torch.no_grad():
             assert torch.allclose(loaded.eval()(input_ids=ids).logits, expected, atol=1e-5)
+
+
+def test_generation_settings_of_an_adapter_that_cannot_be_read_are_missed_aloud(tmp_path, monkeypatch, caplog):
+    remote_adapter(tmp_path, target_modules=["q_proj"])
+    base = AutoModelForDiffusionLM.from_pretrained(tmp_path).generation_config.to_dict()
+    assert not caplog.records  # an adapter of another tool has none
+    steps = {"max_new_tokens": 12, "num_denoising_steps": 5}
+    DiffusionGenerationConfig(**steps).save_pretrained(tmp_path)
+    assert AutoModelForDiffusionLM.from_pretrained(tmp_path).generation_config.num_denoising_steps == 5
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("trl_diffusion.models.auto.cached_file", unreachable)
+    found = AutoModelForDiffusionLM.from_pretrained(tmp_path).generation_config
+    assert found.num_denoising_steps == base["num_denoising_steps"]
+    assert "could not be found out (no network)" in caplog.text
+    (tmp_path / "generation_config.json").write_text("{")
+    monkeypatch.undo()
+    with pytest.raises((OSError, ValueError), match="JSON"):
+        AutoModelForDiffusionLM.from_pretrained(tmp_path)

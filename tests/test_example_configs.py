@@ -90,18 +90,33 @@ def test_the_files_for_eight_gpus_have_the_papers_settings(monkeypatch):
         config = settings(FILES[name], monkeypatch)[1]
         return tuple(getattr(config, field) for field in fields)
 
+    def lr_scheduler(name, kind):
+        return of(f"{name}_8gpu_{kind}", "lr_scheduler_type")[0].value
+
     for kind in ("zero3", "fsdp2"):
         fields = ("generation_batch_size", "num_generations", "max_completion_length", "learning_rate", "threshold")
+        more = ("unmasking", "temperature", "difficulty_range", "truncated_reward", "shrinkage", "max_grad_norm")
         assert of(f"tracerl_sdar4b_8gpu_{kind}", *fields) == (1024, 16, 2000, 1e-6, 0.9)
+        own = ("threshold", 1.0, [0.2, 0.8], 0.0, 1, 1.0)
+        assert of(f"tracerl_sdar4b_8gpu_{kind}", *more) == own and lr_scheduler("tracerl_sdar4b", kind) == "constant"
         fields = ("generation_batch_size", "num_generations", "max_completion_length", "learning_rate")
         more = ("block_length", "num_denoising_steps", "num_mc_samples", "max_steps")
         assert of(f"bgpo_llada8b_8gpu_{kind}", *fields, *more) == (128, 8, 512, 5e-7, 32, 256, 16, 700)
+        more = ("objective", "temperature", "beta", "num_iterations")
+        assert of(f"bgpo_llada8b_8gpu_{kind}", *more) == ("bgpo", 1.0, 0.0, 1)
+        assert lr_scheduler("bgpo_llada8b", kind) == "constant"
         more = ("block_length", "num_denoising_steps", "num_iterations", "temperature", "hint_entropy_quantile")
         assert of(f"igpo_llada8b_8gpu_{kind}", *fields, *more) == (512, 8, 256, 5e-7, 32, 128, 4, 1.2, 0.2)
+        hints = ("hint_ratio_range", "hint_chunk_length", "max_replaced_fraction")
+        assert of(f"igpo_llada8b_8gpu_{kind}", *hints) == ([0.2, 0.6], [5, 10], 0.5)
+        optimizer = ("adam_beta2", "weight_decay", "max_grad_norm", "warmup_steps")
+        assert of(f"igpo_llada8b_8gpu_{kind}", *optimizer) == (0.99, 0.1, 0.2, 50)
         model = settings(FILES[f"igpo_llada8b_8gpu_{kind}"], monkeypatch)[2]
         assert (model.lora_r, model.lora_alpha, model.lora_dropout, model.load_in_4bit) == (128, 64, 0.05, False)
     fields = ("generation_batch_size", "num_generations", "alpha", "expert_steering", "num_iterations", "epsilon")
     assert of("unmask_policy_llada8b_8gpu_ddp", *fields) == (128, 8, 3.0, True, 2, 0.5)
+    optimizer = ("learning_rate", "warmup_steps", "adam_beta2", "weight_decay", "max_grad_norm", "num_train_epochs")
+    assert of("unmask_policy_llada8b_8gpu_ddp", *optimizer) == (3e-5, 100, 0.99, 0.1, 0.2, 1)
 
 
 def test_the_file_of_the_aligned_example_is_valid():

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file, logging
 
 from ..checkpoints import tiny_checkpoint, tiny_checkpoints
 from ..generation import DiffusionGenerationConfig
@@ -198,14 +198,19 @@ class AutoModelForDiffusionLM:
 
 
 def _take_generation_config(model: DiffusionModelMixin, adapter: "str | os.PathLike", hub_kwargs: dict[str, Any]):
-    """Let a model decode as its adapter was trained to, where that says so."""
+    """Let a model decode as its adapter was trained to, where that says so; those of other tools say nothing."""
     kwargs = {name: value for name, value in hub_kwargs.items() if name != "subfolder" or value}
     try:
-        config = DiffusionGenerationConfig.from_pretrained(adapter, **kwargs)
+        file = cached_file(adapter, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **kwargs)
     except OSError as error:
-        if "valid JSON" in str(error):
-            raise
-        return  # adapters of other tools say nothing
+        logger.warning(
+            f"{adapter}: whether it has a {GENERATION_CONFIG_NAME} could not be found out ({error}). The model "
+            "decodes with the settings of its base; give its own to `generate`."
+        )
+        return
+    if file is None:
+        return
+    config = DiffusionGenerationConfig.from_pretrained(adapter, **kwargs)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(model.generation_config, name))
