@@ -24,6 +24,7 @@ from trl import GRPOConfig, SFTConfig
 
 from trl_diffusion import (
     BGPOConfig,
+    DiffusionGenerationConfig,
     DiffusionGRPOConfig,
     DiffusionSFTConfig,
     IGPOConfig,
@@ -125,7 +126,7 @@ def test_the_sft_page_runs(capsys):
     assert re.search(r"^2 [1-4]{4}", capsys.readouterr().out, re.MULTILINE)  # the callback's sample
 
 
-def test_the_grpo_page_runs(capsys):
+def test_the_grpo_page_runs(capsys, caplog):
     page = "docs/grpo.md"
     with every_block_runs(page) as parts:
         changes = [SMALL_EVALUATION, ("max_steps=40", "max_steps=2"), ("train_batch_size=128", "train_batch_size=16")]
@@ -139,6 +140,10 @@ def test_the_grpo_page_runs(capsys):
     assert final_log(names["trainer"], "rewards/few_steps/mean") == pytest.approx(1 / 8, abs=0.01)
     assert {"2.0", "6.0"} <= set(capsys.readouterr().out.splitlines())  # what the comments promise
     assert names["adapters"].state.global_step == 2
+    # A rule that no path leads to does not stop a model from being saved.
+    assert "surest_three" in caplog.text and "cannot be named in generation_config.json" in caplog.text
+    saved = DiffusionGenerationConfig.from_pretrained("sudoku-by-three/checkpoint-1")
+    assert (saved.unmasking, saved.max_new_tokens) == ("low_confidence", 17)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import math
 from typing import Any
 
 import torch
+from transformers.utils import logging
 from trl import GRPOTrainer
 
 from ..generation import DiffusionGenerationConfig, Rollout
 from ..generation.checks import check_settings
+from ..generation.configuration import rule_path
 from ..models import DiffusionModelMixin, diffusion_model
 from .checks import check_dataset, settle_mask_token
 from .denoising_config import DenoisingGRPOConfig
@@ -18,6 +20,9 @@ from .group_rewards import GroupRewardsMixin
 from .hub import HubMixin
 from .resume import ResumableRolloutsMixin
 from .rollouts import RolloutMixin
+
+
+logger = logging.get_logger(__name__)
 
 
 class DenoisingGRPOTrainer(HubMixin, ResumableRolloutsMixin, RolloutMixin, GroupRewardsMixin, GRPOTrainer):
@@ -149,7 +154,17 @@ class DenoisingGRPOTrainer(HubMixin, ResumableRolloutsMixin, RolloutMixin, Group
         tokens = {"eos_token_id": eos[0] if len(eos) == 1 else eos}
         tokens["bos_token_id"] = self._dllm.generation_config.bos_token_id
         output = {"return_dict_in_generate": False, "output_entropies": False}
-        return self._rollout_config(None, **{**greedy, **tokens, **output, **changes})
+        config = self._rollout_config(None, **{**greedy, **tokens, **output, **changes})
+        rule = config.unmasking
+        if not isinstance(rule, str) and rule_path(rule) is None:
+            # Of a subclass. The end of a training is no time to fail for it.
+            logger.warning_once(
+                f"unmasking={rule!r} cannot be named in generation_config.json, where unmasking="
+                f"{self.args.unmasking!r} stands for it: give the rule to `generate`, or define the function at the "
+                "top level of a module that can be imported."
+            )
+            config.unmasking = self.args.unmasking
+        return config
 
     # Metrics
 
