@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks.fingerprint import compare_settings, describe
-
-
-try:
-    import fcntl
-except ImportError:  # not everywhere
-    fcntl = None
+from ..tasks.folder_lock import give_lock_back, take_lock
 
 
 RUN_FILE, RESULTS_FILE, SECONDS_FILE = "run.json", "results.json", "seconds.csv"
@@ -150,26 +145,15 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         ValueError: another one is at work in it, or it cannot be made.
     """
     _make(Path(folder))
-    if fcntl is None:
+    if os.name == "nt":  # where a folder cannot be opened, and has no such lock
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"output_dir={str(folder)!r} is in use: another process, or another call in this one, is at work in "
-                "it. Wait for it, or give another folder."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        take_lock(descriptor, folder)
         yield
     finally:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked off meanwhile would keep it
-        except OSError:
-            pass
+        give_lock_back(descriptor)
         os.close(descriptor)
 
 

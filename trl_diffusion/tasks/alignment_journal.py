@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .fingerprint import compare_settings, describe
+from .folder_lock import give_lock_back, take_lock
 
-
-try:
-    import fcntl
-except ImportError:  # not everywhere
-    fcntl = None
 
 # A suffix that `load_dataset` takes for no data: a folder that is not finished is no dataset.
 JOURNAL_NAME = "alignment.journal"
@@ -88,7 +84,7 @@ class Journal:
         # Without a buffer: a line is with the system when `write` returns, whatever becomes of this process.
         self._file = open(path, "ab", buffering=0)
         try:
-            self._lock(folder)
+            take_lock(self._file.fileno(), folder)
             if not self._read(path, settings):
                 self._write({"settings": settings})
         except BaseException:
@@ -104,12 +100,7 @@ class Journal:
     def close(self):
         """Close the file."""
         if self._file is not None and not self._file.closed:
-            if fcntl is not None:
-                try:
-                    # A process that was forked off meanwhile would keep the lock.
-                    fcntl.flock(self._file, fcntl.LOCK_UN)
-                except OSError:
-                    pass
+            give_lock_back(self._file.fileno())
             self._file.close()
 
     def __enter__(self):
@@ -130,19 +121,6 @@ class Journal:
             # The next line would end half a line, and the file could not be read.
             os.ftruncate(self._file.fileno(), whole)
             raise
-
-    def _lock(self, folder: Path):
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"output_dir={str(folder)!r} is in use: another process, or another call in this one, is at work in "
-                "it. Wait for it, or give another folder."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
 
     def _take(self, outcome: Outcome):
         self.outcomes[outcome.row] = outcome
